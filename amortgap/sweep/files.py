@@ -1,0 +1,111 @@
+"""Files that are whole or absent: atomic writes, damaged files set aside, names that cannot leave their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import pathlib
+import re
+import shutil
+import socket
+
+logger = logging.getLogger(__name__)
+
+_serial = itertools.count()
+_TEMPORARY = re.compile(r"^\.(?P<target>.+)~(?P<host>[^~]+)~(?P<pid>\d+)~\d+$")
+_NAME = re.compile(r"^\w[\w .+=-]*$")
+
+
+def write_atomic(path: pathlib.Path, data: bytes) -> None:
+    """Write `data` so that `path` holds all of it or is as it was, also after a crash or a power cut.
+
+    A temporary file in the same folder is written, synced, moved over `path`, and the folder is synced.
+    Raises OSError naming the file, and the free space if the disk is full; nothing is left behind.
+    """
+    # Host and pid in the name: writers never share a temporary file, and leftovers of a dead process can be told.
+    temporary = path.with_name(f".{path.name}~{socket.gethostname()}~{os.getpid()}~{next(_serial)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _explained(error, path, len(data)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error: OSError, path: pathlib.Path, size: int) -> OSError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(error.errno, f"cannot write {path}: {error.strerror}")
+    try:
+        free = f"{shutil.disk_usage(path.parent).free} bytes free"
+    except OSError:
+        free = "free space unknown"
+    return OSError(error.errno, f"disk full: cannot write {size} bytes to {path} ({free} in {path.parent})")
+
+
+def move_aside(path: pathlib.Path, folder: pathlib.Path, reason: str) -> None:
+    """Move a damaged file into `folder` under a free name and say so; another process may have moved it first."""
+    folder.mkdir(exist_ok=True)
+    target = next(candidate for n in itertools.count() if not (candidate := folder / f"{path.name}.{n}").exists())
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, target)
+        logger.warning("%s is damaged (%s): moved to %s", path, reason, target)
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Remove temporary files that processes of this host left behind when they were killed."""
+    for path in folder.glob(".*~*"):
+        match = _TEMPORARY.match(path.name)
+        if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Create folder `path` if needed and prove that it can be written.
+
+    Raises ValueError naming the folder and the reason.
+    """
+    probe = path / f".probe~{socket.gethostname()}~{os.getpid()}~{next(_serial)}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out: cannot write to folder {path}: {error.strerror or error}") from error
+
+
+def safe_child(root: pathlib.Path, name: str) -> pathlib.Path:
+    """Folder `name` directly below `root`; ValueError for a name that could lead out of it or hide in it."""
+    if not _NAME.match(name) or name != name.strip() or name.endswith("."):
+        raise ValueError(
+            f"name: {name!r} is not a sweep name: use letters, digits, spaces and any of _ . + = - (no path separators)"
+        )
+    return root / name

@@ -1,0 +1,235 @@
+"""Running the cells of a sweep: `run_cells(cells, compute, store, executor=...)`.
+
+    cells = make_cells(grid(Config(), {"width": [1, 2, 4], "seed": range(5)}), schema_version=SCHEMA.version)
+    store = open_store("results/my_sweep")
+    summary = run_cells(cells, compute, store, schema=SCHEMA)        # compute(config) -> CellResult
+    write_table(store.path / "table.csv", build_table(store.records(cells), SCHEMA))
+    raise SystemExit(summary.exit_status)
+
+A finished cell is never computed again, so running the same command again resumes. Where cells run is the executor's
+business and makes no difference to the records. An executor is a function of (task, units, stop) that yields, in any
+order, each unit with the outcomes the task returned for it, or with the exception that kept it from running;
+it hands out no new unit once `stop.requested`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Protocol
+
+import tqdm
+import tqdm.contrib.logging
+
+from .cells import Cell, varying
+from .execute import Job, Outcome, Task, Unit, make_record
+from .manifest import begin_run, end_run
+from .records import CellResult, Store
+from .table import Schema
+
+logger = logging.getLogger(__name__)
+
+
+class Stop:
+    """Whether the user asked to stop."""
+
+    requested: bool = False
+
+
+class Executor(Protocol):
+    """Applies `task` to every unit, somewhere; `slots` is how many cells it runs at a time."""
+
+    slots: int
+
+    def __call__(
+        self, task: Task, units: Sequence[Unit], stop: Stop
+    ) -> Iterator[tuple[Unit, list[Outcome] | Exception]]: ...
+
+
+class _Serial:
+    slots = 1
+
+    def __call__(self, task: Task, units: Sequence[Unit], stop: Stop) -> Iterator[tuple[Unit, list[Outcome]]]:
+        for unit in units:
+            if stop.requested:
+                return
+            yield unit, task(unit)
+
+
+serial: Executor = _Serial()
+"""Executor that computes one unit after the other in this process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Outcome of `run_cells`, counted in cells.
+
+    computed: newly finished; skipped: found finished; failed: computed now without success, or earlier and not
+    retried; nonfinite: finished (now or earlier) with a number that is not finite; remaining: not reached.
+    """
+
+    computed: int
+    skipped: int
+    failed: int
+    nonfinite: int
+    remaining: int
+    interrupted: bool
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every cell is finished, 1 if any failed, 130 if interrupted."""
+        return 130 if self.interrupted else int(self.failed > 0)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{value} {name}" for name, value in dataclasses.asdict(self).items() if name != "interrupted")
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    compute: Callable[..., CellResult | Sequence[CellResult]],
+    store: Store,
+    *,
+    executor: Executor = serial,
+    schema: Schema | None = None,
+    group_by: Callable[[Any], Hashable] | None = None,
+    retry_failed: bool = False,
+) -> Summary:
+    """Compute every cell that has no finished record in `store`, and write one record for each.
+
+    compute: configuration -> CellResult. With `group_by` (configuration -> key) it is instead a function of the list
+    of configurations that share a key (those still to do, in order of cells) to as many results.
+    schema: rows that do not fit it make the cell `failed`. A cell that raises is `failed`, and the rest go on.
+
+    The first interrupt (Ctrl-C, or SIGTERM) lets the running cells finish, the second ends them; either way finished
+    cells are kept and the summary says so. Raises OSError if a record cannot be written.
+    """
+    jobs: list[Job] = []
+    status: dict[str, str] = {}
+    for cell in cells:
+        record = store.load(cell.key)
+        if record is None or (record.status == "failed" and retry_failed):
+            jobs.append(Job(cell, 1 if record is None else record.attempt + 1))
+        else:
+            status[cell.key] = record.status
+    skipped = sum(value != "failed" for value in status.values())
+    logger.info("%d cells: %d done, %d to compute", len(cells), skipped, len(jobs))
+    if earlier := len(status) - skipped:
+        logger.warning("%d cells failed earlier and are not computed again without --retry-failed", earlier)
+    stop, interrupted = Stop(), False
+    if jobs:
+        task = Task(store, compute, group_by is not None, schema, logging.getLogger("amortgap").getEffectiveLevel())
+        manifest = begin_run(store.path, _describe(cells))
+        try:
+            with _interrupts(stop), _progress(len(cells), status, executor.slots) as progress:
+                for key, outcome in _outcomes(executor, task, _units(jobs, group_by), stop):
+                    status[key] = outcome
+                    progress(outcome)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            end_run(manifest, {"outcome": dict(Counter(status.values()))})
+    summary = Summary(
+        computed=sum(value != "failed" for value in status.values()) - skipped,
+        skipped=skipped,
+        failed=sum(value == "failed" for value in status.values()),
+        nonfinite=sum(value == "nonfinite" for value in status.values()),
+        remaining=len(cells) - len(status),
+        interrupted=(interrupted or stop.requested) and len(status) < len(cells),
+    )
+    logger.info("%s", summary)
+    if summary.interrupted:
+        print(f"interrupted: {summary}; run the same command again to resume", file=sys.stderr)
+    return summary
+
+
+def _units(jobs: Sequence[Job], group_by: Callable[[Any], Hashable] | None) -> list[Unit]:
+    if group_by is None:
+        return [(job,) for job in jobs]
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(group_by(job.cell.config), []).append(job)
+    return [tuple(group) for group in groups.values()]
+
+
+def _outcomes(executor: Executor, task: Task, units: Sequence[Unit], stop: Stop) -> Iterator[Outcome]:
+    """Outcomes of all units; units that could not run are tried once more, cell by cell and one at a time.
+
+    A worker that dies takes the blame for all it had at hand; alone, only the cell that kills it is left to blame.
+    """
+    lost: list[Job] = []
+    for unit, result in executor(task, units, stop):
+        if isinstance(result, Exception):
+            logger.warning("%d cells could not be run: %s", len(unit), result)
+            lost.extend(unit)
+        else:
+            yield from result
+    for job in lost:
+        for _, result in executor(task, [(job,)], stop):
+            if isinstance(result, Exception):
+                task.store.save(make_record(job, "failed", 0.0, error=f"{type(result).__name__}: {result}"))
+                yield job.cell.key, "failed"
+            else:
+                yield from result
+
+
+def _describe(cells: Sequence[Cell]) -> dict[str, Any]:
+    names = ("schema_version", "semantics_version", "data_sha256")
+    found = {name: {cell.identity[name] for cell in cells} - {None} for name in names}
+    return {"cells": len(cells), **{name: sorted(values) for name, values in found.items()}}
+
+
+@contextlib.contextmanager
+def _interrupts(stop: Stop) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `stop.requested` and the second into KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        print("\nstopping after the running cells; once more to stop now. Finished cells are kept.", file=sys.stderr)
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(total: int, status: dict[str, str], slots: int) -> Iterator[Callable[[str], None]]:
+    """A live line on stderr if it is a terminal: cells done, running, failed, time left."""
+    loggers = [logging.getLogger("amortgap")] if sys.stderr.isatty() else []
+    bar = tqdm.tqdm(total=total, initial=len(status), unit="cell", disable=None, dynamic_ncols=True)
+    with bar, tqdm.contrib.logging.logging_redirect_tqdm(loggers):
+        failed = sum(value == "failed" for value in status.values())
+
+        def step(outcome: str) -> None:
+            nonlocal failed
+            failed += outcome == "failed"
+            bar.set_postfix(running=min(slots, total - bar.n - 1), failed=failed, refresh=False)
+            bar.update()
+
+        bar.set_postfix(running=min(slots, total - bar.n), failed=failed)
+        yield step
+
+
+def list_cells(cells: Sequence[Cell], store: Store) -> str:
+    """What `--dry-run` prints: for each cell its state (done, failed, nonfinite, to do), hash and varying fields."""
+    lines = []
+    counts: Counter[str] = Counter()
+    for cell, fields in zip(cells, varying(cells), strict=True):
+        record = store.load(cell.key)
+        state = "to do" if record is None else {"ok": "done"}.get(record.status, record.status)
+        counts[state] += 1
+        lines.append(f"{state:<9} {cell.key[:12]}  " + " ".join(f"{name}={value}" for name, value in fields.items()))
+    return "\n".join([*lines, f"{len(cells)} cells: " + ", ".join(f"{n} {state}" for state, n in counts.items())])

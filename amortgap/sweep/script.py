@@ -1,0 +1,101 @@
+"""What every sweep script shares: its flags, its logging, and the way from cells to table and exit status.
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    model: Config = Config()
+    sweep: Flat = SweepOptions(out=Path("results/my_sweep"))
+
+args = parse_args(Args, description=__doc__)
+cells = make_cells(grid(args.model, AXES), schema_version=SCHEMA.version)
+summary = run_sweep(cells, compute, args.sweep, schema=SCHEMA)
+raise SystemExit(summary.exit_status)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from .cells import Cell, not_hashed
+from .records import open_store
+from .run import Executor, Summary, list_cells, run_cells, serial
+from .table import Schema, build_table, write_table
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Flags of every sweep script; none of them can change a result, so none is part of a cell's hash."""
+
+    out: pathlib.Path = not_hashed(pathlib.Path("results/sweep"))
+    """Folder of the sweep; running again with the same folder resumes."""
+    cluster: str | None = not_hashed(None)
+    """Where cells run: local:N, tcp://host:port or file:PATH (a Dask scheduler file). Default: in this process."""
+    dry_run: bool = not_hashed(False)
+    """List the cells and what is already done, and stop."""
+    retry_failed: bool = not_hashed(False)
+    """Compute cells that failed earlier again."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = not_hashed("INFO")
+    """Least severe message that is kept, on the terminal and in the log of each cell."""
+
+
+Flat = Annotated[SweepOptions, tyro.conf.OmitArgPrefixes]
+"""Annotation for a field of type SweepOptions whose flags are --out, --cluster, ... without a prefix."""
+
+
+def setup_logging(level: str) -> None:
+    """Show messages of the package from `level` on at stderr; called by scripts, never on import."""
+    package = logging.getLogger("amortgap")
+    package.setLevel(level)
+    if not package.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
+
+
+def run_sweep(
+    cells: Sequence[Cell],
+    compute: Callable[..., Any],
+    options: SweepOptions,
+    *,
+    schema: Schema,
+    group_by: Callable[[Any], Hashable] | None = None,
+) -> Summary:
+    """Run or list the cells as the flags say, and write `table.csv` from the records; see `run_cells`.
+
+    Raises ValueError naming the folder if it cannot be written, before any cell runs.
+    """
+    setup_logging(options.log_level)
+    store = open_store(options.out)
+    if options.dry_run:
+        print(list_cells(cells, store))
+        return Summary(computed=0, skipped=0, failed=0, nonfinite=0, remaining=0, interrupted=False)
+    with _executor(options) as executor:
+        summary = run_cells(
+            cells,
+            compute,
+            store,
+            executor=executor,
+            schema=schema,
+            group_by=group_by,
+            retry_failed=options.retry_failed,
+        )
+    written = write_table(store.path / "table.csv", build_table(store.records(cells), schema))
+    logger.info("table: %s", ", ".join(map(str, written)))
+    return summary
+
+
+@contextlib.contextmanager
+def _executor(options: SweepOptions) -> Iterator[Executor]:
+    if options.cluster is None:
+        yield serial
+        return
+    raise ValueError(f"cluster: {options.cluster!r} needs the Dask executor")

@@ -1,0 +1,195 @@
+"""The table of a sweep: a declared schema, filled from records alone, so that it can be rebuilt at any time.
+
+    SCHEMA = Schema(version=1, columns=(Column("width", int, "hidden units", key=True), Column("gap", float, "nats")))
+    write_table(folder / "table.csv", build_table(store.records(cells), SCHEMA))
+
+The key columns say what a row is about. Rows are ordered by them, so the table does not depend on the order in which
+cells ran, and two rows with the same key are refused: they come from cells that differ in something the table hides.
+`cell` (the hash) and `status` are put before the declared columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import pathlib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .fields import nearest
+from .files import write_atomic
+from .records import Record
+
+_TYPES = (bool, int, float, str)
+_OWN = {"cell": "hash of the cell the row comes from", "status": "ok, or nonfinite: some number was NaN or infinite"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column: name, type (bool, int, float or str), one line on its meaning with its unit, part of the key or not.
+
+    An empty (None) value is always allowed outside the key: not applicable, or not finite.
+    """
+
+    name: str
+    type: type
+    meaning: str
+    key: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Ordered columns of a table and the version of their meaning, raised when a column changes.
+
+    Raises ValueError for a repeated or reserved name, a type that is not a scalar and a missing meaning.
+    """
+
+    version: int
+    columns: tuple[Column, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set(_OWN)
+        for column in self.columns:
+            if column.name in seen:
+                raise ValueError(f"columns: {column.name!r} occurs twice or is reserved")
+            if column.type not in _TYPES:
+                raise ValueError(f"columns: {column.name!r} has type {column.type!r}, expected one of {_TYPES}")
+            if not column.meaning.strip():
+                raise ValueError(f"columns: {column.name!r} has no meaning")
+            seen.add(column.name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Declared column names, in order."""
+        return tuple(column.name for column in self.columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows in declared order of columns, `cell` and `status` first; what `write_table` writes and figures read."""
+
+    columns: tuple[Column, ...]
+    rows: list[dict[str, Any]]
+
+
+def check_row(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    """A row of plain values (`plain_row`) in declared order; an int in a float column becomes a float.
+
+    Raises ValueError naming the column that is unknown (with the nearest name), missing or of the wrong type.
+    """
+    for name in row:
+        if name not in schema.names:
+            raise ValueError(f"row: unknown column {name!r}, {nearest(name, schema.names)}")
+    if missing := [name for name in schema.names if name not in row]:
+        raise ValueError(f"row: missing columns {missing}")
+    return {column.name: _typed(row[column.name], column) for column in schema.columns}
+
+
+def _typed(value: Any, column: Column) -> Any:
+    if value is None and not column.key:
+        return None
+    if column.type is float and type(value) is int:
+        return float(value)
+    if type(value) is not column.type:
+        raise ValueError(
+            f"row: column {column.name!r} expects {column.type.__name__}, got {value!r} ({type(value).__name__})"
+        )
+    return value
+
+
+def build_table(records: Iterable[Record], schema: Schema, *, mixed: bool = False) -> Table:
+    """Table of the finished records, ordered by the key columns; failed cells have no row.
+
+    Raises ValueError if the records were made under different schema or semantics versions, or if two rows have the
+    same key, unless `mixed` is true; and for rows that do not fit the schema.
+    """
+    records = [record for record in records if record.finished]
+    if not mixed:
+        _refuse_mixture(records, schema)
+    keys = [column.name for column in schema.columns if column.key]
+    rows: list[dict[str, Any]] = []
+    owner: dict[tuple[Any, ...], str] = {}
+    for record in records:
+        for raw in record.rows:
+            row = {"cell": record.hash, "status": record.status, **check_row(raw, schema)}
+            about = tuple(row[name] for name in keys)
+            if keys and not mixed and about in owner:
+                raise ValueError(
+                    f"cells {owner[about][:12]} and {record.hash[:12]} both have a row for "
+                    f"{dict(zip(keys, about, strict=True))}: they differ in a field that is no key column; "
+                    "take the records of one sweep only (store.records(cells)) or pass mixed=True"
+                )
+            owner[about] = record.hash
+            rows.append(row)
+    rows.sort(key=lambda row: (*(row[name] for name in keys), row["cell"]))
+    own = tuple(Column(name, str, meaning) for name, meaning in _OWN.items())
+    return Table(own + schema.columns, rows)
+
+
+def _refuse_mixture(records: Sequence[Record], schema: Schema) -> None:
+    found = {(record.schema_version, record.semantics_version) for record in records}
+    if len(found) > 1 or any(version != schema.version for version, _ in found):
+        raise ValueError(
+            f"records of (schema, semantics) versions {sorted(found)} do not make one table of schema version "
+            f"{schema.version}: take the records of one sweep only (store.records(cells)) or pass mixed=True"
+        )
+
+
+def csv_text(table: Table) -> str:
+    """The table as CSV: a header, then one line per row; None is empty, floats are written so that they read back."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [column.name for column in table.columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.rows)
+    return out.getvalue()
+
+
+def write_table(path: str | pathlib.Path, table: Table) -> list[pathlib.Path]:
+    """Write the table atomically as CSV at `path`, and beside it as Parquet if pyarrow is installed.
+
+    Returns the paths written. Raises OSError naming the file if it cannot be written.
+    """
+    path = pathlib.Path(path)
+    write_atomic(path, csv_text(table).encode())
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return [path]
+    arrow = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+    schema = pyarrow.schema(
+        [pyarrow.field(c.name, arrow[c.type], metadata={"meaning": c.meaning}) for c in table.columns]
+    )
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table.rows, schema=schema), sink)
+    parquet = path.with_suffix(".parquet")
+    write_atomic(parquet, sink.getvalue().to_pybytes())
+    return [path, parquet]
+
+
+def read_csv(path: str | pathlib.Path, schema: Schema) -> Table:
+    """The table in a CSV file written by `write_table`, with declared types.
+
+    Raises ValueError naming the file if its header is not that of the schema or a value does not parse.
+    """
+    own = tuple(Column(name, str, meaning) for name, meaning in _OWN.items())
+    columns = own + schema.columns
+    with pathlib.Path(path).open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != tuple(column.name for column in columns):
+            raise ValueError(f"{path}: columns {reader.fieldnames} are not those of schema version {schema.version}")
+        try:
+            rows = [{column.name: _parsed(line[column.name], column) for column in columns} for line in reader]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return Table(columns, rows)
+
+
+def _parsed(text: str, column: Column) -> Any:
+    if text == "" and (column.type is not str or not column.key):
+        return None
+    if column.type is bool:
+        return {"True": True, "False": False}[text]
+    return typing.cast(Any, column.type)(text)
