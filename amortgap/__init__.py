@@ -1,0 +1,52 @@
+"""amortgap: how many nats an encoder loses, why, and how sure we are.
+
+Local VI and amortized VI maximise the same one-datum function `elbo(key, phi, x)`, over a free phi for every datum or
+over the weights of one encoder; every gap is a difference of that function at two arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from amortgap import encoders, evidence, families, gaps, inference, models, objectives
+    from amortgap.evidence import log_evidence
+    from amortgap.gaps import Gaps
+    from amortgap.inference import AmortizedFit, LocalFit, amortized_vi, fit_local, local_vi, train_vae
+    from amortgap.measure import evaluate_bounds, evidence_of_data, inference_gaps
+    from amortgap.objectives import elbo, iw_bound
+
+_HOMES = {
+    "elbo": "objectives",
+    "iw_bound": "objectives",
+    "local_vi": "inference",
+    "fit_local": "inference",
+    "amortized_vi": "inference",
+    "train_vae": "inference",
+    "LocalFit": "inference",
+    "AmortizedFit": "inference",
+    "log_evidence": "evidence",
+    "evaluate_bounds": "measure",
+    "evidence_of_data": "measure",
+    "inference_gaps": "measure",
+    "Gaps": "gaps",
+}
+_MODULES = ("data", "encoders", "evidence", "families", "figures", "gaps", "inference", "models", "objectives", "weights")
+
+__all__ = [*_HOMES, "encoders", "evidence", "families", "gaps", "inference", "models", "objectives"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: the sweep layer, which needs no jax, then starts in a fraction of a second.
+    if name in _MODULES:
+        return importlib.import_module(f"amortgap.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"amortgap.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'amortgap' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -1,0 +1,153 @@
+"""Checks of arguments, made before anything is compiled: each failure is a ValueError that names the argument and its value.
+
+Values that are still being traced cannot be looked at, so checks of *values* are skipped inside `jit` and `vmap`;
+checks of shapes and types always run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(tree: Any) -> bool:
+    """True if every leaf of `tree` is an array whose values can be read now."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def check_key(key: Any) -> None:
+    """Refuse anything but one typed key made by `jax.random.key`."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        what = type(key).__name__ if dtype is None else f"an array of {dtype} and shape {key.shape}"
+        raise ValueError(f"key must be a typed key made by jax.random.key(seed), got {what}")
+    if key.shape != ():
+        raise ValueError(f"key must be one key, got an array of keys of shape {key.shape}; map over keys with jax.vmap")
+
+
+def check_count(name: str, value: Any, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return `value` as an int, refusing what is not a whole number in [minimum, maximum]."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < minimum or (maximum is not None and value > maximum):
+        bound = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise ValueError(f"{name} must be a whole number, {bound}, got {value!r}")
+    return int(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Return `value` as a float, refusing what is not a positive finite number."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or not np.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def as_float_array(name: str, value: Any) -> jax.Array:
+    """Return `value` as a floating array; whole numbers and booleans are converted if that is exact, else refused."""
+    if isinstance(value, jax.core.Tracer):
+        return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.zeros(()).dtype)
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return jnp.asarray(array)
+    if array.dtype == bool or jnp.issubdtype(array.dtype, jnp.integer):
+        converted = jnp.asarray(array).astype(jnp.zeros(()).dtype)
+        # Compared on the host in 64 bits: on the device the comparison itself would round.
+        if array.size and not np.array_equal(np.asarray(converted, np.float64), np.asarray(array, np.float64)):
+            worst = int(np.abs(np.asarray(array, np.float64)).argmax())
+            raise ValueError(
+                f"{name} holds whole numbers that {converted.dtype} cannot hold exactly, such as "
+                f"{np.asarray(array).ravel()[worst]}; convert them to floating point yourself"
+            )
+        return converted
+    raise ValueError(f"{name} must be an array of numbers, got dtype {array.dtype}")
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Refuse NaN and infinite entries of a concrete array, saying how many and in which rows."""
+    if not is_concrete(array):
+        return
+    host = np.asarray(array)
+    bad = ~np.isfinite(host)
+    if bad.any():
+        rows = np.unique(np.argwhere(bad)[:, 0]) if host.ndim else np.array([0])
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if rows.size > 10 else "")
+        raise ValueError(f"{name} holds {int(bad.sum())} NaN or infinite entries, in rows {shown}")
+
+
+def as_data(name: str, xs: Any) -> Any:
+    """Return a data set (an array or a pytree of arrays, data along the first axis) as finite floating arrays."""
+    leaves, structure = jax.tree.flatten(xs)
+    if not leaves:
+        raise ValueError(f"{name} holds no arrays")
+    arrays = [as_float_array(name, leaf) for leaf in leaves]
+    sizes = {array.shape[0] if array.ndim else None for array in arrays}
+    if None in sizes or len(sizes) > 1:
+        raise ValueError(f"{name} must hold arrays that share their first axis, got {[a.shape for a in arrays]}")
+    if sizes == {0}:
+        raise ValueError(f"{name} has no rows, got shape {arrays[0].shape}")
+    for array in arrays:
+        check_finite(name, array)
+    return jax.tree.unflatten(structure, arrays)
+
+
+def num_rows(xs: Any) -> int:
+    """Return the number of data in `xs`, the length of the shared first axis."""
+    return jax.tree.leaves(xs)[0].shape[0]
+
+
+def check_data(name: str, xs: Any, model: Any) -> Any:
+    """Return `xs` as finite floating arrays after asking the model whether it can be its data."""
+    xs = as_data(name, xs)
+    validate = getattr(model, "validate", None)
+    if validate is not None:
+        validate(name, xs)
+    return xs
+
+
+def check_row_shape(name: str, xs: Any, shape: tuple[int, ...]) -> None:
+    """Refuse data whose rows are not single arrays of `shape`."""
+    leaves = jax.tree.leaves(xs)
+    if len(leaves) != 1 or leaves[0].shape[1:] != shape:
+        got = [leaf.shape for leaf in leaves] if len(leaves) != 1 else leaves[0].shape
+        raise ValueError(f"{name} must have shape [N, {', '.join(map(str, shape))}], got {got}")
+
+
+def check_range(name: str, xs: Any, *, low: float, high: float | None = None, whole: bool = False) -> None:
+    """Refuse concrete data outside [low, high], or not whole where the likelihood needs counts."""
+    if not is_concrete(xs):
+        return
+    host = np.asarray(xs)
+    limit = "infinity" if high is None else f"{high:g}"
+    if host.min() < low or (high is not None and host.max() > high):
+        raise ValueError(f"{name} must lie in [{low:g}, {limit}], got values in [{host.min():g}, {host.max():g}]")
+    if whole and np.any(host != np.round(host)):
+        raise ValueError(f"{name} must hold whole numbers, got {host[host != np.round(host)].ravel()[0]:g}")
+
+
+def check_sizes(model: Any, family: Any) -> None:
+    """Refuse a family whose latent dimension differs from the model's."""
+    if model.latent_dim != family.latent_dim:
+        raise ValueError(
+            f"model and family must have the same latent dimension, got model.latent_dim = {model.latent_dim} "
+            f"and family.latent_dim = {family.latent_dim}"
+        )
+
+
+def check_encoder(encoder: Any, family: Any, row: Any) -> None:
+    """Refuse an encoder whose output for one datum is not one vector of `family.size`."""
+    try:
+        out = jax.eval_shape(encoder, row)
+    except (TypeError, ValueError) as error:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(row)]
+        raise ValueError(f"encoder cannot read a datum of shape {shapes}: {error}") from error
+    if getattr(out, "shape", None) != (family.size,):
+        got = getattr(out, "shape", type(out).__name__)
+        raise ValueError(f"encoder must return one vector of family.size = {family.size}, got {got}")

@@ -1,0 +1,68 @@
+"""Data sets: scikit-learn's embedded digits, binarised in a stated way and checked by content hash."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from amortgap._checks import check_choice
+
+# sha256 of the 1797 x 64 images as uint8, row by row.
+DIGITS_SHA256 = "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
+BINARISATIONS = ("threshold", "fixed", "none")
+
+
+class DataSet(NamedTuple):
+    """Data split once into a training and a test part.
+
+    Attributes:
+      name: what the data are, binarisation included.
+      train, test: float32 arrays, [N, D] and [M, D].
+      sha256: of both parts, as used.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    sha256: str
+
+
+def load_digits(*, binarisation: str = "threshold", seed: int = 0, test_fraction: float = 0.2) -> DataSet:
+    """Return scikit-learn's handwritten digits: 1797 images of 8 x 8 pixels with intensities 0 to 16. Not MNIST.
+
+    Args:
+      binarisation: "threshold" sets a pixel where the intensity is at least 8; "fixed" draws every pixel once as
+        Bernoulli(intensity / 16) with `seed`; "none" keeps the intensities 0 to 16.
+      seed: of the split and of the fixed binarisation.
+      test_fraction: share of images in the test part.
+
+    Returns:
+      DataSet. Three pixels are constant and kept.
+
+    Raises:
+      ValueError: an unknown binarisation, a fraction outside (0, 1), or images that are not the known ones.
+
+    Source: Alpaydin and Kaynak, "Cascading classifiers" (1998); the copy inside scikit-learn.
+    """
+    from sklearn.datasets import load_digits as load  # a slow import that most users of the package never need
+
+    check_choice("binarisation", binarisation, BINARISATIONS)
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
+    images = load().data
+    found = hashlib.sha256(images.astype(np.uint8).tobytes()).hexdigest()
+    if found != DIGITS_SHA256:
+        raise ValueError(f"scikit-learn's digits have changed: sha256 {found}, expected {DIGITS_SHA256}")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(images))
+    if binarisation == "threshold":
+        images = images >= 8
+    elif binarisation == "fixed":
+        images = rng.random(images.shape) < images / 16
+    num_test = round(test_fraction * len(images))
+    test = images[order[:num_test]].astype(np.float32)
+    train = images[order[num_test:]].astype(np.float32)
+    digest = hashlib.sha256(train.tobytes() + b"|" + test.tobytes()).hexdigest()
+    return DataSet(f"digits, 8x8, binarisation {binarisation}, seed {seed}", train, test, digest)

@@ -1,0 +1,186 @@
+"""Fully connected encoders of chosen capacity: constant, affine with a bottleneck, and multilayer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from amortgap._checks import as_data, check_count, check_key
+from amortgap.networks import Network, count_weights, dense, pad_weights
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder: standardise one datum, then apply a network.
+
+    Formula: `phi = network((x - centre) / spread)`; `centre` and `spread` are constants, not trained.
+
+    Attributes:
+      network: maps the standardised datum to phi; its weights are what amortized VI trains.
+      centre, spread: [in_dim], zeros and ones unless the encoder was given data to standardise by.
+      in_dim: length of one datum.
+    """
+
+    network: Network
+    centre: Float[Array, " in_dim"]
+    spread: Float[Array, " in_dim"]
+    in_dim: int = field(metadata={"static": True})
+
+    def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
+        """Return phi for one datum.
+
+        Raises:
+          ValueError: x is not a vector of length `in_dim`.
+        """
+        _check_row(x, self.in_dim)
+        # Constants of the data must not drift when the optimiser runs over all leaves.
+        centre, spread = jax.lax.stop_gradient((self.centre, self.spread))
+        return self.network((x - centre) / spread)
+
+    @property
+    def num_weights(self) -> int:
+        """Number of trained scalars."""
+        return count_weights(self.network)
+
+
+def _check_row(x: Any, in_dim: int) -> None:
+    if jnp.shape(x) != (in_dim,):
+        raise ValueError(f"the encoder reads one datum of shape ({in_dim},), got {jnp.shape(x)}")
+
+
+def _encoder(network: Network, in_dim: int, standardize: Any) -> Encoder:
+    centre, spread = jnp.zeros(in_dim), jnp.ones(in_dim)
+    if standardize is not None:
+        xs = as_data("standardize", standardize)
+        if xs.ndim != 2 or xs.shape[1] != in_dim:
+            raise ValueError(f"standardize must be data of shape [N, {in_dim}], got {xs.shape}")
+        centre = jnp.mean(xs, axis=0)
+        deviation = jnp.std(xs, axis=0)
+        # A feature that is (nearly) constant carries nothing; dividing by its spread would blow up its rounding error.
+        spread = jnp.where(deviation > 1e-3 * jnp.max(deviation), deviation, 1.0)
+    return Encoder(network, centre, spread, in_dim)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ConstantEncoder:
+    """The encoder without capacity: the same phi for every datum.
+
+    Attributes:
+      phi: the shared variational parameters, [family.size], trained.
+      in_dim: length of one datum.
+    """
+
+    phi: Float[Array, " size"]
+    in_dim: int = field(metadata={"static": True})
+
+    def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
+        """Return phi, whatever the datum."""
+        _check_row(x, self.in_dim)
+        return self.phi
+
+    @property
+    def num_weights(self) -> int:
+        """Number of trained scalars."""
+        return self.phi.size
+
+
+def constant(key: jax.Array, in_dim: int, family: Any) -> ConstantEncoder:
+    """Return the encoder without capacity: one phi for all data.
+
+    Formula: `phi(x) = c`, c [family.size] trained; starts at the family's standard member.
+
+    Args:
+      key: typed key, for a signature like the other encoders'; nothing is drawn.
+      in_dim: length of one datum.
+      family: variational family.
+
+    Raises:
+      ValueError: in_dim is not positive.
+    """
+    check_key(key)
+    check_count("in_dim", in_dim)
+    return ConstantEncoder(family.standard(), in_dim)
+
+
+def linear(key: jax.Array, in_dim: int, family: Any, *, rank: int, standardize: Any = None) -> Encoder:
+    """Return an affine encoder with a linear bottleneck.
+
+    Formula: `phi = B (A x + a) + c`, A [rank, in_dim], B [family.size, rank].
+
+    Args:
+      key: typed key of the initial weights.
+      in_dim: length of one datum.
+      family: variational family.
+      rank: width of the bottleneck, from 1 to the latent dimension; rank 0 is `constant`.
+      standardize: data [N, in_dim] whose means and standard deviations the encoder subtracts and divides by first
+        (the set of maps it can represent is the same, training is much faster); None for none.
+
+    Raises:
+      ValueError: a rank outside [1, latent_dim], or bad data to standardise by.
+    """
+    check_key(key)
+    check_count("in_dim", in_dim)
+    check_count("rank", rank, maximum=family.latent_dim)
+    return _encoder(dense(key, (in_dim, rank, family.size), activation="identity"), in_dim, standardize)
+
+
+def mlp(
+    key: jax.Array,
+    in_dim: int,
+    family: Any,
+    *,
+    width: int = 128,
+    depth: int = 2,
+    activation: str = "elu",
+    standardize: Any = None,
+) -> Encoder:
+    """Return a multilayer perceptron encoder.
+
+    Formula: `h_0 = x; h_{l+1} = activation(W_l h_l + b_l)`, l < depth; `phi = W h_depth + b`.
+
+    Args:
+      key: typed key of the initial weights.
+      in_dim: length of one datum.
+      family: variational family.
+      width: units of every hidden layer.
+      depth: number of hidden layers, at least one.
+      activation: one of `amortgap.networks.ACTIVATIONS`.
+      standardize: data [N, in_dim] to take means and standard deviations from, or None.
+
+    Raises:
+      ValueError: a size that is not positive, an unknown activation, or bad data to standardise by.
+    """
+    check_key(key)
+    check_count("in_dim", in_dim)
+    check_count("width", width)
+    check_count("depth", depth)
+    sizes = (in_dim, *[width] * depth, family.size)
+    return _encoder(dense(key, sizes, activation=activation), in_dim, standardize)
+
+
+def stack_padded(encoders: Sequence[Encoder]) -> Encoder:
+    """Return encoders of one depth as a single stacked encoder, narrow ones padded with zero weights.
+
+    The result has a leading axis on every leaf and is meant for `jax.vmap`: one compilation serves all widths, and
+    padded units stay exactly zero under gradient training.
+
+    Raises:
+      ValueError: no encoders, or encoders whose networks differ in more than widths.
+    """
+    if not encoders:
+        raise ValueError("encoders must hold at least one encoder, got none")
+    largest = max(encoders, key=lambda encoder: encoder.num_weights)
+    if len({len(jax.tree.leaves(encoder.network)) for encoder in encoders}) > 1:
+        raise ValueError("encoders must have the same number of layers to be stacked")
+    padded = []
+    for encoder in encoders:
+        leaves = jax.tree.unflatten(jax.tree.structure(largest.network), jax.tree.leaves(encoder.network))
+        padded.append(Encoder(pad_weights(leaves, largest.network), encoder.centre, encoder.spread, encoder.in_dim))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)

@@ -1,0 +1,5 @@
+"""Variational families `q(z; phi)`: a size and a fused sample-and-log-prob from one unconstrained vector."""
+
+from amortgap.families.normal import FullRankNormal, LowRankNormal, MeanFieldNormal
+
+__all__ = ["FullRankNormal", "LowRankNormal", "MeanFieldNormal"]

@@ -1,0 +1,365 @@
+"""Amortized VI: one encoder for all data, `max_phi sum_i ELBO(encoder_phi(x_i); x_i)`; with a decoder, a VAE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from amortgap._checks import (
+    check_count,
+    check_data,
+    check_encoder,
+    check_key,
+    check_positive,
+    check_sizes,
+    is_concrete,
+    num_rows,
+)
+from amortgap._progress import progress_bar
+from amortgap.inference.schedules import warmup_cosine
+from amortgap.objectives import elbo
+
+
+class Trace(NamedTuple):
+    """What training looked like, one entry per evaluation.
+
+    Attributes:
+      step: optimiser steps done.
+      batch_elbo: mean ELBO of the minibatches since the last entry, nats per datum.
+      elbo: ELBO on the evaluation data with fixed fresh noise, nats per datum.
+    """
+
+    step: Int[Array, " evaluations"]
+    batch_elbo: Float[Array, " evaluations"]
+    elbo: Float[Array, " evaluations"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AmortizedFit:
+    """A trained encoder and how it got there.
+
+    Attributes:
+      encoder: the best encoder by `trace.elbo`; call it on one datum.
+      model: the model it was trained against (trained as well in `train_vae`).
+      trace: Trace.
+      change: gain of the evaluation ELBO over the second half of training, nats per datum, on shared noise.
+      change_standard_error: standard error over data of that paired difference.
+      finite: False if training met a value that is not finite; the encoder is then the best one before it.
+    """
+
+    encoder: Any
+    model: Any
+    trace: Trace
+    change: Float[Array, "*seeds"]
+    change_standard_error: Float[Array, "*seeds"]
+    finite: Bool[Array, "*seeds"]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    steps_per_round: int
+    rounds_per_cycle: int
+    batch_size: int
+    num_samples: int
+    eval_samples: int
+    estimator: str
+    train_model: bool
+
+
+class _State(NamedTuple):
+    params: Any
+    optimiser: Any
+    best: Any
+    best_elbo: Array
+    half_values: Array
+    last_values: Array
+    finite: Array
+
+
+def amortized_vi(
+    key: jax.Array,
+    xs: Any,
+    *,
+    model: Any,
+    family: Any,
+    encoder: Any,
+    validation: Any = None,
+    num_steps: int = 4000,
+    batch_size: int = 100,
+    num_samples: int = 1,
+    learning_rate: float = 3e-3,
+    eval_samples: int = 8,
+    num_evaluations: int = 20,
+    estimator: str = "sticking_the_landing",
+    progress: bool = False,
+) -> AmortizedFit:
+    """Train an encoder on the sum of the one-datum ELBOs, the model held fixed.
+
+    Formula: `max_w (1/N) sum_i ELBO(encoder_w(x_i); x_i)`, by Adam on minibatches drawn without replacement.
+
+    Training runs in two cycles of equal length, each with a rate that falls to zero by a cosine. Both ends are at
+    rest, so the gain from the first to the second measures how far training is from its optimum (`change`); a single
+    cosine would confuse that with the noise of its own high rates.
+
+    Args:
+      key: typed key.
+      xs: training data, an array [N, ...] or a pytree of such.
+      model, family: as in `elbo`.
+      encoder: callable pytree from one datum to phi; its weights are the start.
+      validation: data that choose the best encoder; None for the training data themselves (with fresh noise), which
+        is what the amortization gap on those data is about.
+      num_steps: optimiser steps of both cycles together.
+      batch_size: data per step, at most N.
+      num_samples: draws per datum and step.
+      learning_rate: Adam's rate at the start of the first cycle; the second starts at a third of it.
+      eval_samples: draws per datum and evaluation.
+      num_evaluations: number of evaluations, at least two.
+      estimator: of the gradient, as in `elbo`.
+      progress: show a progress bar on standard error if that is a terminal.
+
+    Returns:
+      AmortizedFit. Under `vmap` over keys and stacked encoders every field gets a leading axis.
+
+    Raises:
+      ValueError: bad key, data, sizes or settings, before anything is compiled.
+
+    Source: Kingma and Welling (2014); Gershman and Goodman, "Amortized inference in probabilistic reasoning" (2014).
+    """
+    return _train(
+        key,
+        xs,
+        model,
+        family,
+        encoder,
+        validation,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        num_samples=num_samples,
+        learning_rate=learning_rate,
+        eval_samples=eval_samples,
+        num_evaluations=num_evaluations,
+        estimator=estimator,
+        progress=progress,
+        train_model=False,
+    )
+
+
+def train_vae(
+    key: jax.Array,
+    xs: Any,
+    *,
+    model: Any,
+    family: Any,
+    encoder: Any,
+    validation: Any = None,
+    num_steps: int = 4000,
+    batch_size: int = 100,
+    num_samples: int = 1,
+    learning_rate: float = 3e-3,
+    eval_samples: int = 8,
+    num_evaluations: int = 20,
+    estimator: str = "sticking_the_landing",
+    progress: bool = False,
+) -> AmortizedFit:
+    """Train decoder and encoder jointly, as a variational autoencoder.
+
+    Formula: `max_{theta, w} (1/N) sum_i ELBO(encoder_w(x_i); x_i, theta)`.
+
+    Args, returns and errors as in `amortized_vi`; the trained model is `fit.model`. Give `validation` to stop at the
+    model that generalises best.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014).
+    """
+    return _train(
+        key,
+        xs,
+        model,
+        family,
+        encoder,
+        validation,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        num_samples=num_samples,
+        learning_rate=learning_rate,
+        eval_samples=eval_samples,
+        num_evaluations=num_evaluations,
+        estimator=estimator,
+        progress=progress,
+        train_model=True,
+    )
+
+
+def _train(
+    key: jax.Array,
+    xs: Any,
+    model: Any,
+    family: Any,
+    encoder: Any,
+    validation: Any,
+    *,
+    num_steps: int,
+    batch_size: int,
+    num_samples: int,
+    learning_rate: float,
+    eval_samples: int,
+    num_evaluations: int,
+    estimator: str,
+    progress: bool,
+    train_model: bool,
+) -> AmortizedFit:
+    check_key(key)
+    xs = check_data("xs", xs, model)
+    check_sizes(model, family)
+    check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    check_count("num_evaluations", num_evaluations, minimum=2)
+    check_count("num_steps", num_steps, minimum=num_evaluations)
+    check_count("batch_size", batch_size)
+    check_count("num_samples", num_samples)
+    check_count("eval_samples", eval_samples)
+    check_positive("learning_rate", learning_rate)
+    if validation is None:
+        validation = xs
+    else:
+        validation = check_data("validation", validation, model)
+    rounds_per_cycle = -(-num_evaluations // 2)
+    settings = _Settings(
+        steps_per_round=-(-num_steps // (2 * rounds_per_cycle)),
+        rounds_per_cycle=rounds_per_cycle,
+        batch_size=min(batch_size, num_rows(xs)),
+        num_samples=num_samples,
+        eval_samples=eval_samples + eval_samples % 2,
+        estimator=estimator,
+        train_model=train_model,
+    )
+    return _run(key, xs, validation, model, family, encoder, jnp.asarray(learning_rate), settings, progress)
+
+
+def _run(
+    key: jax.Array,
+    xs: Any,
+    validation: Any,
+    model: Any,
+    family: Any,
+    encoder: Any,
+    learning_rate: Array,
+    settings: _Settings,
+    progress: bool,
+) -> AmortizedFit:
+    params = (model if settings.train_model else None, encoder)
+    values = jnp.full(num_rows(validation), -jnp.inf)
+    state = _State(
+        params=params,
+        optimiser=optax.scale_by_adam().init(params),
+        best=params,
+        best_elbo=jnp.asarray(-jnp.inf),
+        half_values=values,
+        last_values=values,
+        finite=jnp.asarray(True),
+    )
+
+    def advance(state: _State, index: Any) -> tuple[_State, Trace]:
+        return _round(key, index, state, xs, validation, model, family, learning_rate, settings)
+
+    rounds = 2 * settings.rounds_per_cycle
+    if is_concrete((key, xs, validation, model, encoder)):
+        rows = []
+        # A host loop over compiled rounds gives the progress bar and Ctrl-C a place to land.
+        for index in progress_bar(range(rounds), "training", unit="round", enabled=progress):
+            state, row = advance(state, index)
+            rows.append(row)
+        trace = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    else:
+        state, trace = jax.lax.scan(advance, state, jnp.arange(rounds))
+    change = state.last_values - state.half_values
+    best_model, best_encoder = state.best
+    return AmortizedFit(
+        encoder=best_encoder,
+        model=best_model if settings.train_model else model,
+        trace=trace,
+        change=jnp.mean(change),
+        change_standard_error=jnp.std(change, ddof=min(1, change.size - 1)) / jnp.sqrt(float(change.size)),
+        finite=state.finite,
+    )
+
+
+@partial(jax.jit, static_argnames=("settings",))
+def _round(
+    key: jax.Array,
+    index: Any,
+    state: _State,
+    xs: Any,
+    validation: Any,
+    model: Any,
+    family: Any,
+    learning_rate: Array,
+    settings: _Settings,
+) -> tuple[_State, Trace]:
+    """Train for `steps_per_round` steps, then evaluate on shared noise and keep the best."""
+    key_order, key_noise, key_eval = (jax.random.fold_in(key, purpose) for purpose in range(3))
+    n, steps, batch_size = num_rows(xs), settings.steps_per_round, settings.batch_size
+    first = (index % settings.rounds_per_cycle) * steps
+    cycle_steps = settings.rounds_per_cycle * steps
+    # The second cycle starts from trained weights; a full rate would only throw them back.
+    peak = jnp.where(index < settings.rounds_per_cycle, learning_rate, learning_rate / 3)
+    adam = optax.scale_by_adam()
+    evaluate = partial(_bound, family=family, num_samples=settings.eval_samples, estimator="total")
+
+    def pick(params: Any) -> tuple[Any, Any]:
+        return (params[0] if settings.train_model else model), params[1]
+
+    def loss(params: Any, draw_key: jax.Array, rows: Array) -> Array:
+        here, encoder = pick(params)
+        batch = jax.tree.map(lambda leaf: leaf[rows], xs)
+        keys = jax.vmap(partial(jax.random.fold_in, draw_key))(rows)
+        bound = partial(_bound, family=family, num_samples=settings.num_samples, estimator=settings.estimator)
+        return -jnp.mean(jax.vmap(lambda k, x: bound(k, encoder, x, here))(keys, batch))
+
+    def step(carry: tuple[Any, Any], inputs: tuple[Array, Array]) -> tuple[tuple[Any, Any], Array]:
+        params, optimiser = carry
+        number, rows = inputs
+        draw_key = jax.random.fold_in(jax.random.fold_in(key_noise, index), number)
+        value, gradient = jax.value_and_grad(loss)(params, draw_key, rows)
+        update, optimiser = adam.update(gradient, optimiser, params)
+        rate = peak * warmup_cosine(first + number, cycle_steps, warmup=min(100, cycle_steps // 10))
+        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, update)
+        return (params, optimiser), -value
+
+    # Whole permutations laid end to end: batches cross their borders, so no datum is dropped at the end of an epoch.
+    epochs = -(-steps * batch_size // n)
+    epoch_keys = jax.random.split(jax.random.fold_in(key_order, index), epochs)
+    order = jax.vmap(lambda k: jax.random.permutation(k, n))(epoch_keys).reshape(-1)
+    rows = order[: steps * batch_size].reshape(steps, batch_size)
+    (params, optimiser), values = jax.lax.scan(step, (state.params, state.optimiser), (jnp.arange(steps), rows))
+
+    here, encoder = pick(params)
+    keys = jax.vmap(partial(jax.random.fold_in, key_eval))(jnp.arange(num_rows(validation)))
+    per_datum = jax.lax.map(lambda kx: evaluate(kx[0], encoder, kx[1], here), (keys, validation), batch_size=500)
+    mean = jnp.mean(per_datum)
+    finite = jnp.isfinite(mean) & jnp.isfinite(values).all()
+    improved = finite & (mean > state.best_elbo)
+    half_done = index == settings.rounds_per_cycle - 1
+    # After a value that is not finite the last good weights are restored, and the fit is marked.
+    good = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimiser), (state.best, state.optimiser))
+    updated = _State(
+        params=good[0],
+        optimiser=good[1],
+        best=jax.tree.map(lambda new, old: jnp.where(improved, new, old), params, state.best),
+        best_elbo=jnp.where(improved, mean, state.best_elbo),
+        half_values=jnp.where(half_done, per_datum, state.half_values),
+        last_values=per_datum,
+        finite=state.finite & finite,
+    )
+    return updated, Trace(step=(index + 1) * steps, batch_elbo=jnp.mean(values), elbo=mean)
+
+
+def _bound(
+    key: jax.Array, encoder: Any, x: Any, model: Any, *, family: Any, num_samples: int, estimator: str
+) -> Float[Array, ""]:
+    return elbo(key, encoder(x), x, model=model, family=family, num_samples=num_samples, estimator=estimator)

@@ -1,0 +1,230 @@
+"""Measuring the gaps of an encoder: local optimum, both ELBOs on shared fresh draws, evidence, and their differences."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_choice, check_count, check_data, check_encoder, check_key, check_sizes, num_rows
+from amortgap.evidence import Evidence, log_evidence
+from amortgap.gaps import Gaps
+from amortgap.inference.local import LocalFit, fit_local
+from amortgap.objectives import elbo_draws
+
+
+class BoundDraws(NamedTuple):
+    """Mean and standard error of the ELBO of every datum at several candidates, on shared draws.
+
+    Attributes:
+      elbo: [N, candidates], nats.
+      standard_error: Monte Carlo standard error of each entry.
+      paired_standard_error: standard error of `elbo[:, 0] - elbo[:, c]`, smaller because the draws are shared.
+    """
+
+    elbo: Float[Array, "N candidates"]
+    standard_error: Float[Array, "N candidates"]
+    paired_standard_error: Float[Array, "N candidates"]
+
+
+def evaluate_bounds(
+    key: jax.Array,
+    phis: Float[Array, "N candidates size"],
+    xs: Any,
+    *,
+    model: Any,
+    family: Any,
+    num_samples: int = 1000,
+    block_size: int = 100,
+    chunk_size: int = 250,
+) -> BoundDraws:
+    """Evaluate the ELBO of every datum at several variational parameters with the same draws.
+
+    Formula: `ELBO(phi_ic; x_i)` for data i and candidates c; datum i uses `fold_in(key, i)` for all its candidates.
+
+    Args:
+      key: typed key, not one that any candidate was optimised with.
+      phis: candidates, [N, candidates, size].
+      xs: data.
+      model, family: as in `elbo`.
+      num_samples: draws per datum, rounded up to whole blocks.
+      block_size, chunk_size: draws and data in memory at a time.
+
+    Raises:
+      ValueError: bad key or sizes.
+    """
+    check_key(key)
+    check_count("num_samples", num_samples, minimum=2)
+    blocks = -(-num_samples // block_size)
+    draws = min(block_size, num_samples)
+
+    def moments(index: Array, candidates: Array, x: Any) -> tuple[Array, Array, Array]:
+        datum_key = jax.random.fold_in(key, index)
+
+        def add(carry: tuple[Array, Array, Array], block: Array) -> tuple[tuple[Array, Array, Array], None]:
+            block_key = jax.random.fold_in(datum_key, block)
+            values = jax.vmap(
+                lambda phi: elbo_draws(
+                    block_key, phi, x, model=model, family=family, num_samples=draws, estimator="total"
+                )
+            )(candidates)
+            # Sums of squares are taken around the first draw, without which float32 loses the variance.
+            centred = values - reference[:, None]
+            against_first = centred[:1] - centred
+            sums = (jnp.sum(centred, 1), jnp.sum(centred**2, 1), jnp.sum(against_first**2, 1))
+            return jax.tree.map(jnp.add, carry, sums), None
+
+        reference = jax.vmap(
+            lambda phi: elbo_draws(datum_key, phi, x, model=model, family=family, num_samples=1, estimator="total")[0]
+        )(candidates)
+        zeros = jnp.zeros_like(reference)
+        (first, second, paired), _ = jax.lax.scan(add, (zeros, zeros, zeros), jnp.arange(blocks))
+        count = float(blocks * draws)
+        mean = first / count
+        # The pair's mean difference around the references, so that its variance is right too.
+        variance = jnp.maximum(second / count - mean**2, 0) / (count - 1)
+        paired_variance = jnp.maximum(paired / count - (mean[0] - mean) ** 2, 0) / (count - 1)
+        return reference + mean, jnp.sqrt(variance), jnp.sqrt(paired_variance)
+
+    indices = jnp.arange(num_rows(xs))
+    results = jax.lax.map(lambda row: moments(*row), (indices, phis, xs), batch_size=min(chunk_size, num_rows(xs)))
+    return BoundDraws(*results)
+
+
+@partial(jax.jit, static_argnames=("num_samples",))
+def _evaluate(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, num_samples: int) -> BoundDraws:
+    return evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
+
+
+@partial(jax.jit, static_argnames=("num_samples",))
+def _evidence(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, num_samples: int) -> Evidence:
+    def one(row: Any) -> Evidence:
+        index, phi, x = row
+        return log_evidence(
+            jax.random.fold_in(key, index),
+            x,
+            model=model,
+            method="importance",
+            family=family,
+            phi=phi,
+            num_samples=num_samples,
+        )
+
+    return jax.lax.map(one, (jnp.arange(num_rows(xs)), phis, xs), batch_size=min(250, num_rows(xs)))
+
+
+def evidence_of_data(
+    key: jax.Array,
+    xs: Any,
+    *,
+    model: Any,
+    method: str = "auto",
+    family: Any = None,
+    phis: Float[Array, "N size"] | None = None,
+    num_samples: int = 5000,
+) -> Evidence:
+    """Return log p(x) of every datum.
+
+    Args:
+      key: typed key; datum i uses `fold_in(key, i)`.
+      xs: data.
+      model: the model.
+      method: "exact", "importance", or "auto" for the first that the model allows.
+      family, phis: proposal of importance sampling for every datum, best its local optimum.
+      num_samples: draws per datum.
+
+    Returns:
+      Evidence with a leading axis N.
+
+    Raises:
+      ValueError: as in `log_evidence`.
+    """
+    check_choice("method", method, ("auto", "exact", "importance"))
+    if method == "auto":
+        method = "exact" if hasattr(model, "log_evidence") else "importance"
+    if method == "exact":
+        return jax.vmap(lambda x: log_evidence(key, x, model=model, method="exact"))(xs)
+    if family is None or phis is None:
+        raise ValueError("method 'importance' needs a proposal: give family and phis")
+    return _evidence(key, phis, xs, model, family, num_samples)
+
+
+def inference_gaps(
+    key: jax.Array,
+    xs: Any,
+    *,
+    model: Any,
+    family: Any,
+    encoder: Any,
+    local: LocalFit | None = None,
+    evidence: Evidence | None = None,
+    evidence_method: str = "auto",
+    num_samples: int = 1000,
+    evidence_samples: int = 5000,
+    progress: bool = False,
+) -> Gaps:
+    """Measure how many nats an encoder loses on every datum, and why.
+
+    Formula: `log p(x) - ELBO(encoder(x)) = [log p(x) - ELBO(phi*)] + [ELBO(phi*) - ELBO(encoder(x))]`: the inference
+    gap is the approximation gap plus the amortization gap. Both ELBOs use the same draws, which none of the fits saw.
+
+    Args:
+      key: typed key.
+      xs: data, [N, ...].
+      model, family: as in `elbo`.
+      encoder: callable from one datum to phi.
+      local: local optima of these data and this family, if already known; None to fit them now.
+      evidence: log p(x) of these data, if already known; None to estimate it now.
+      evidence_method: as in `evidence_of_data`.
+      num_samples: draws per datum for both ELBOs.
+      evidence_samples: draws per datum for importance sampling, with the local optimum as the proposal.
+      progress: show progress bars on standard error if that is a terminal.
+
+    Returns:
+      Gaps, arrays over data; `.summary()` prints means with standard errors.
+
+    Raises:
+      ValueError: bad key, data, sizes, or results of other data.
+
+    Source: Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders" (2018), equations 3 to 5.
+    """
+    check_key(key)
+    xs = check_data("xs", xs, model)
+    check_sizes(model, family)
+    check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    n = num_rows(xs)
+    key_local, key_bounds, key_evidence = jax.random.split(key, 3)
+    if local is None:
+        local = fit_local(key_local, xs, model=model, family=family, encoder=encoder, progress=progress)
+    if local.phi.shape != (n, family.size):
+        raise ValueError(f"local must hold {n} fits of size {family.size}, got phi of shape {local.phi.shape}")
+    if evidence is None:
+        evidence = evidence_of_data(
+            key_evidence,
+            xs,
+            model=model,
+            method=evidence_method,
+            family=family,
+            phis=local.phi,
+            num_samples=evidence_samples,
+        )
+    if evidence.log_evidence.shape != (n,):
+        raise ValueError(f"evidence must hold {n} values, got shape {evidence.log_evidence.shape}")
+    phis = jnp.stack([local.phi, jax.vmap(encoder)(xs)], axis=1)
+    bounds = _evaluate(key_bounds, phis, xs, model, family, num_samples)
+    return Gaps(
+        log_evidence=evidence.log_evidence,
+        elbo_local=bounds.elbo[:, 0],
+        elbo_amortized=bounds.elbo[:, 1],
+        log_evidence_standard_error=evidence.standard_error,
+        elbo_local_standard_error=bounds.standard_error[:, 0],
+        elbo_amortized_standard_error=bounds.standard_error[:, 1],
+        amortization_standard_error=bounds.paired_standard_error[:, 1],
+        converged=local.converged,
+        suboptimality=local.suboptimality,
+        evidence_method=evidence.method,
+        evidence_bias=evidence.bias,
+    )

@@ -1,0 +1,99 @@
+"""The deep latent Gaussian model: a normal prior and a neural decoder, the generative half of a VAE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_choice, check_count, check_key, check_row_shape
+from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
+from amortgap.networks import dense
+
+Likelihood = Bernoulli | Binomial | Gaussian
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class DeepLatentGaussian:
+    """Latent Gaussian model with a neural decoder.
+
+    Formula: `z ~ N(0, I_d)`, `x | z ~ likelihood(decoder(z))`.
+
+    Args:
+      decoder: callable pytree from z [d] to the likelihood's parameters [D], such as `amortgap.networks.Network`.
+      likelihood: `Bernoulli()`, `Binomial(total_count)` or `Gaussian(log_noise_variance)`.
+      latent_dim: d.
+      data_dim: D.
+
+    Raises:
+      ValueError: a size that is not positive, or a decoder whose output for one z is not [D].
+
+    Source: Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014).
+    """
+
+    decoder: Callable[[Array], Array]
+    likelihood: Likelihood
+    latent_dim: int = field(metadata={"static": True})
+    data_dim: int = field(metadata={"static": True})
+
+    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+        """Raise a ValueError that names `name` unless `xs` can be data of this model."""
+        check_row_shape(name, xs, (self.data_dim,))
+        self.likelihood.validate(name, xs)
+
+    def log_prior(self, z: Float[Array, " d"]) -> Float[Array, ""]:
+        """Return `log p(z)` in nats."""
+        return -0.5 * (jnp.sum(z**2) + self.latent_dim * math.log(2 * math.pi))
+
+    def log_likelihood(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x | z)` in nats."""
+        return self.likelihood.log_prob(self.decoder(z), x)
+
+    def log_joint(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x, z)` in nats."""
+        return self.log_prior(z) + self.log_likelihood(z, x)
+
+    def sample(self, key: jax.Array) -> tuple[Float[Array, " d"], Float[Array, " D"]]:
+        """Return one draw (z, x) from the joint."""
+        key_latent, key_data = jax.random.split(key)
+        z = jax.random.normal(key_latent, (self.latent_dim,))
+        return z, self.likelihood.sample(key_data, self.decoder(z))
+
+
+def deep_latent_gaussian(
+    key: jax.Array,
+    *,
+    latent_dim: int,
+    data_dim: int,
+    width: int,
+    depth: int,
+    likelihood: str | Likelihood = "bernoulli",
+    activation: str = "elu",
+) -> DeepLatentGaussian:
+    """Return a DeepLatentGaussian with a fresh fully connected decoder of `depth` hidden layers.
+
+    Args:
+      key: typed key for the initial weights.
+      latent_dim, data_dim: d and D.
+      width, depth: size and number of hidden layers; depth 0 is an affine decoder.
+      likelihood: a likelihood record, or "bernoulli" or "gaussian" (noise variance one at the start).
+      activation: one of `amortgap.networks.ACTIVATIONS`.
+
+    Raises:
+      ValueError: a bad size or an unknown name.
+    """
+    check_key(key)
+    check_count("latent_dim", latent_dim)
+    check_count("data_dim", data_dim)
+    check_count("width", width)
+    check_count("depth", depth, minimum=0)
+    if isinstance(likelihood, str):
+        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
+        likelihood = Bernoulli() if likelihood == "bernoulli" else Gaussian(jnp.zeros(data_dim))
+    decoder = dense(key, (latent_dim, *[width] * depth, data_dim), activation=activation)
+    return DeepLatentGaussian(decoder=decoder, likelihood=likelihood, latent_dim=latent_dim, data_dim=data_dim)

@@ -1,0 +1,235 @@
+"""Factor analysis: the model whose evidence, posterior and gaps are all known in closed form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from amortgap._checks import as_data, as_float_array, check_count, check_finite, check_key, check_row_shape, is_concrete
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class NormalPosterior(NamedTuple):
+    """The exact posterior `N(mean, covariance)` of one datum.
+
+    Attributes:
+      mean: posterior mean, [d].
+      covariance: posterior covariance, [d, d].
+      precision: its inverse, [d, d].
+    """
+
+    mean: Float[Array, " d"]
+    covariance: Float[Array, "d d"]
+    precision: Float[Array, "d d"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class FactorAnalysis:
+    """Factor analysis; probabilistic PCA where all noise variances are equal.
+
+    Formula: `z ~ N(0, I_d)`, `x | z ~ N(W z + b, diag(psi))`.
+
+    Args:
+      loadings: W, [D, d].
+      mean: b, [D].
+      noise_variance: psi, [D], positive.
+
+    Raises:
+      ValueError: shapes that do not fit, entries that are not finite, or a noise variance that is not positive.
+
+    Source: Bishop, Pattern Recognition and Machine Learning (2006), section 12.2.
+    """
+
+    loadings: Float[Array, "D d"]
+    mean: Float[Array, " D"]
+    noise_variance: Float[Array, " D"]
+
+    def __post_init__(self) -> None:
+        fields = {"loadings": self.loadings, "mean": self.mean, "noise_variance": self.noise_variance}
+        if not all(hasattr(value, "ndim") or isinstance(value, (list, tuple)) for value in fields.values()):
+            return  # jax rebuilds records around placeholders that are no arrays
+        for name, value in fields.items():
+            object.__setattr__(self, name, as_float_array(name, value))
+        if not is_concrete((self.loadings, self.mean, self.noise_variance)):
+            return  # inside vmap the shapes seen here need not be those of one record
+        if self.loadings.ndim != 2:
+            return  # a stack of models
+        features = self.loadings.shape[0]
+        if self.mean.shape != (features,) or self.noise_variance.shape != (features,):
+            raise ValueError(
+                "loadings [D, d], mean [D] and noise_variance [D] must share D, got shapes "
+                f"{self.loadings.shape}, {self.mean.shape} and {self.noise_variance.shape}"
+            )
+        for name in fields:
+            check_finite(name, getattr(self, name))
+        lowest = float(self.noise_variance.min())
+        if lowest <= 0:
+            raise ValueError(f"noise_variance must be positive, got {lowest:g} in entry {self.noise_variance.argmin()}")
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension d of z."""
+        return self.loadings.shape[-1]
+
+    @property
+    def data_dim(self) -> int:
+        """Dimension D of x."""
+        return self.loadings.shape[-2]
+
+    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+        """Raise a ValueError that names `name` unless `xs` can be data of this model."""
+        check_row_shape(name, xs, (self.data_dim,))
+
+    def log_prior(self, z: Float[Array, " d"]) -> Float[Array, ""]:
+        """Return `log p(z)` in nats."""
+        return -0.5 * (jnp.sum(z**2) + self.latent_dim * _LOG_2PI)
+
+    def log_likelihood(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x | z)` in nats."""
+        residual = x - self.mean - self.loadings @ z
+        return -0.5 * jnp.sum(residual**2 / self.noise_variance + jnp.log(self.noise_variance) + _LOG_2PI)
+
+    def log_joint(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x, z)` in nats."""
+        return self.log_prior(z) + self.log_likelihood(z, x)
+
+    def posterior_precision(self) -> Float[Array, "d d"]:
+        """Return `Lambda = I + W' Psi^-1 W`, the same for every datum."""
+        return jnp.eye(self.latent_dim) + (self.loadings / self.noise_variance[:, None]).T @ self.loadings
+
+    def posterior_mean(self, x: Float[Array, " D"]) -> Float[Array, " d"]:
+        """Return `m(x) = Lambda^-1 W' Psi^-1 (x - b)`."""
+        return jnp.linalg.solve(self.posterior_precision(), self.loadings.T @ ((x - self.mean) / self.noise_variance))
+
+    def posterior(self, x: Float[Array, " D"]) -> NormalPosterior:
+        """Return the exact posterior `N(m(x), Lambda^-1)` of one datum."""
+        precision = self.posterior_precision()
+        return NormalPosterior(self.posterior_mean(x), jnp.linalg.inv(precision), precision)
+
+    def log_evidence(self, x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x) = log N(x; b, W W' + Psi)` in nats."""
+        precision = self.posterior_precision()
+        residual = x - self.mean
+        projected = self.loadings.T @ (residual / self.noise_variance)
+        # Woodbury and the determinant lemma: only d x d systems.
+        quadratic = jnp.sum(residual**2 / self.noise_variance) - projected @ jnp.linalg.solve(precision, projected)
+        log_det = jnp.sum(jnp.log(self.noise_variance)) + jnp.linalg.slogdet(precision)[1]
+        return -0.5 * (quadratic + log_det + self.data_dim * _LOG_2PI)
+
+    def sample(self, key: jax.Array) -> tuple[Float[Array, " d"], Float[Array, " D"]]:
+        """Return one draw (z, x) from the joint."""
+        key_latent, key_noise = jax.random.split(key)
+        z = jax.random.normal(key_latent, (self.latent_dim,), self.mean.dtype)
+        noise = jax.random.normal(key_noise, (self.data_dim,), self.mean.dtype)
+        return z, self.mean + self.loadings @ z + jnp.sqrt(self.noise_variance) * noise
+
+    def mean_field_kl(self) -> Float[Array, ""]:
+        """Return the approximation gap of the mean field family in nats, the same for every datum.
+
+        Formula: `1/2 [sum_j log Lambda_jj - log |Lambda|]`, reached at mean m(x) and variances 1 / Lambda_jj.
+
+        Source: Margossian and Blei, "Amortized variational inference: when and why?" (2024), section 3.
+        """
+        precision = self.posterior_precision()
+        return 0.5 * (jnp.sum(jnp.log(jnp.diag(precision))) - jnp.linalg.slogdet(precision)[1])
+
+    def rank_gap(self, xs: Float[Array, "N D"], rank: int) -> Float[Array, ""]:
+        """Return the mean amortization gap over `xs` of the best affine encoder with a bottleneck of `rank`, in nats.
+
+        Formula: `1/2 sum_{j > rank} sv_j^2 / N` with the singular values of `(m(x_i) - mean m) Lambda^{1/2}`
+        stacked over data: the best affine map of given rank is the truncated singular value decomposition
+        (Eckart and Young 1936) in the metric of the posterior precision. It holds for mean field and full rank
+        normals alike, whose optimal scales do not depend on x. The bound is for the data the encoder was fitted to.
+
+        Raises:
+          ValueError: `rank` is not in [0, d].
+        """
+        check_count("rank", rank, minimum=0, maximum=self.latent_dim)
+        means = jax.vmap(self.posterior_mean)(xs)
+        root = jnp.linalg.cholesky(self.posterior_precision())
+        values = jnp.linalg.svd((means - jnp.mean(means, axis=0)[None, :]) @ root, compute_uv=False)
+        return 0.5 * jnp.sum(values[rank:] ** 2) / xs.shape[0]
+
+
+class FactorAnalysisFit(NamedTuple):
+    """Result of `fit_factor_analysis`.
+
+    Attributes:
+      model: the fitted FactorAnalysis.
+      log_evidence: mean of log p(x) over the data after every step, in nats, [num_steps].
+    """
+
+    model: FactorAnalysis
+    log_evidence: Float[Array, " num_steps"]
+
+
+def fit_factor_analysis(
+    key: jax.Array,
+    xs: Float[Array, "N D"],
+    *,
+    latent_dim: int,
+    num_steps: int = 500,
+    min_noise_variance: float = 1e-2,
+) -> FactorAnalysisFit:
+    """Fit factor analysis to data by maximum likelihood with the EM algorithm.
+
+    Formula: E-step `m_i = Lambda^-1 W' Psi^-1 (x_i - b)`; M-step
+    `W = [sum (x_i - b) m_i'] [sum m_i m_i' + N Lambda^-1]^-1`, `psi = diag(S - W [sum m_i (x_i - b)'] / N)`.
+
+    Args:
+      key: typed key for the random initial loadings, which choose the rotation of the solution.
+      xs: data, [N, D]; features may be constant.
+      latent_dim: d, at most D.
+      num_steps: EM steps.
+      min_noise_variance: floor of psi, which keeps constant features and Heywood cases proper.
+
+    Returns:
+      FactorAnalysisFit.
+
+    Raises:
+      ValueError: bad data, sizes or floor.
+
+    Source: Rubin and Thayer, "EM algorithms for ML factor analysis" (1982); Bishop (2006), equations 12.64 to 12.66.
+    """
+    check_key(key)
+    xs = as_data("xs", xs)
+    if xs.ndim != 2:
+        raise ValueError(f"xs must have shape [N, D], got {xs.shape}")
+    check_count("latent_dim", latent_dim, maximum=xs.shape[1])
+    check_count("num_steps", num_steps)
+    if not min_noise_variance > 0:
+        raise ValueError(f"min_noise_variance must be positive, got {min_noise_variance!r}")
+    return _em(key, xs, latent_dim=latent_dim, num_steps=num_steps, floor=np.float32(min_noise_variance))
+
+
+@partial(jax.jit, static_argnames=("latent_dim", "num_steps"))
+def _em(key: jax.Array, xs: Array, *, latent_dim: int, num_steps: int, floor: Array) -> FactorAnalysisFit:
+    mean = jnp.mean(xs, axis=0)
+    centred = xs - mean[None, :]
+    variance = jnp.mean(centred**2, axis=0)
+    scale = jnp.sqrt(variance / latent_dim)[:, None]
+    loadings = 0.5 * scale * jax.random.normal(key, (xs.shape[1], latent_dim), xs.dtype)
+    start = FactorAnalysis(
+        loadings=loadings, mean=mean, noise_variance=jnp.maximum(0.5 * variance, floor.astype(xs.dtype))
+    )
+
+    def step(model: FactorAnalysis, _: None) -> tuple[FactorAnalysis, Array]:
+        covariance = jnp.linalg.inv(model.posterior_precision())
+        means = (centred / model.noise_variance[None, :]) @ model.loadings @ covariance
+        cross = centred.T @ means
+        loadings = jnp.linalg.solve(means.T @ means + xs.shape[0] * covariance, cross.T).T
+        noise = jnp.maximum(variance - jnp.sum(loadings * cross, axis=1) / xs.shape[0], floor.astype(xs.dtype))
+        updated = FactorAnalysis(loadings=loadings, mean=mean, noise_variance=noise)
+        return updated, jnp.mean(jax.vmap(updated.log_evidence)(xs))
+
+    model, trace = jax.lax.scan(step, start, None, length=num_steps)
+    return FactorAnalysisFit(model, trace)

@@ -1,0 +1,117 @@
+"""Observation models `p(x | output of a decoder)`: Bernoulli, Binomial and Gaussian."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import gammaln
+from jaxtyping import Array, Float
+
+from amortgap._checks import as_float_array, check_count, check_range, is_concrete
+
+
+@jax.custom_jvp
+def logistic_log_mass(logits: Array, count: Array, total: Array) -> Array:
+    """Return `count * logits - total * log(1 + exp(logits))` with the derivative `count - total * sigmoid(logits)`.
+
+    The stated derivative spares the gradient the logarithm and the exponential that differentiating softplus costs.
+    """
+    return count * logits - total * jax.nn.softplus(logits)
+
+
+@logistic_log_mass.defjvp
+def _logistic_log_mass_jvp(primals, tangents):
+    logits, count, total = primals
+    # Data carry no tangent: nothing in the package differentiates a bound with respect to the data.
+    return logistic_log_mass(logits, count, total), (count - total * jax.nn.sigmoid(logits)) * tangents[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bernoulli:
+    """Independent binary features with logits from the decoder.
+
+    Formula: `log p(x | l) = sum_j x_j l_j - log(1 + exp(l_j))`; x in [0, 1], where fractions are read as the usual
+    cross entropy.
+    """
+
+    def log_prob(self, output: Float[Array, " D"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x | output)` in nats."""
+        return jnp.sum(logistic_log_mass(output, x, jnp.ones_like(x)))
+
+    def sample(self, key: jax.Array, output: Float[Array, " D"]) -> Float[Array, " D"]:
+        """Return one draw of x."""
+        return jax.random.bernoulli(key, jax.nn.sigmoid(output)).astype(output.dtype)
+
+    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+        """Raise a ValueError unless all entries lie in [0, 1]."""
+        check_range(name, xs, low=0, high=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Binomial:
+    """Independent counts out of `total_count` with logits from the decoder.
+
+    Formula: `log p(x | l) = sum_j log C(n, x_j) + x_j l_j - n log(1 + exp(l_j))`.
+
+    Args:
+      total_count: n, a positive whole number.
+    """
+
+    total_count: int = field(metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_count("total_count", self.total_count)
+
+    def log_prob(self, output: Float[Array, " D"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x | output)` in nats."""
+        n = jnp.full_like(x, self.total_count)
+        log_choose = gammaln(n + 1) - gammaln(x + 1) - gammaln(n - x + 1)
+        return jnp.sum(log_choose + logistic_log_mass(output, x, n))
+
+    def sample(self, key: jax.Array, output: Float[Array, " D"]) -> Float[Array, " D"]:
+        """Return one draw of x."""
+        n = float(self.total_count)
+        return jax.random.binomial(key, n, jax.nn.sigmoid(output)).astype(output.dtype)
+
+    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+        """Raise a ValueError unless all entries are whole numbers in [0, total_count]."""
+        check_range(name, xs, low=0, high=self.total_count, whole=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normal features with means from the decoder and a noise variance shared by all data.
+
+    Formula: `log p(x | m) = -1/2 sum_j [(x_j - m_j)^2 / v_j + log(2 pi v_j)]`.
+
+    Args:
+      log_noise_variance: `log v`, a scalar or one entry a feature; learned with the decoder by `train_vae`.
+    """
+
+    log_noise_variance: Float[Array, "..."]
+
+    def __post_init__(self) -> None:
+        value = self.log_noise_variance
+        if isinstance(value, (int, float)) or hasattr(value, "ndim"):
+            object.__setattr__(self, "log_noise_variance", as_float_array("log_noise_variance", value))
+            if is_concrete(self.log_noise_variance) and not bool(jnp.all(jnp.isfinite(self.log_noise_variance))):
+                raise ValueError(f"log_noise_variance must be finite, got {self.log_noise_variance}")
+
+    def log_prob(self, output: Float[Array, " D"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x | output)` in nats."""
+        log_variance = jnp.broadcast_to(self.log_noise_variance, x.shape)
+        return -0.5 * jnp.sum((x - output) ** 2 * jnp.exp(-log_variance) + log_variance + math.log(2 * math.pi))
+
+    def sample(self, key: jax.Array, output: Float[Array, " D"]) -> Float[Array, " D"]:
+        """Return one draw of x."""
+        scale = jnp.exp(0.5 * jnp.broadcast_to(self.log_noise_variance, output.shape))
+        return output + scale * jax.random.normal(key, output.shape, output.dtype)
+
+    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+        """Accept any finite data."""

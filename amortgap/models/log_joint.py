@@ -1,0 +1,58 @@
+"""Any log joint density as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_count
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class LogJoint:
+    """A model given by a function; made by `from_log_joint`.
+
+    Attributes:
+      function: `function(z, x)`, or `function(params, z, x)` where `params` is not None.
+      params: pytree of weights, traced, so that other values never retrace.
+      latent_dim: dimension d of z.
+    """
+
+    function: Callable[..., Array] = field(metadata={"static": True})
+    params: Any
+    latent_dim: int = field(metadata={"static": True})
+
+    def log_joint(self, z: Float[Array, " d"], x: Any) -> Float[Array, ""]:
+        """Return `log p(x, z)` in nats."""
+        value = self.function(z, x) if self.params is None else self.function(self.params, z, x)
+        if getattr(value, "shape", None) != ():
+            raise ValueError(f"the log joint must return one scalar, got shape {getattr(value, 'shape', type(value))}")
+        return value
+
+
+def from_log_joint(fn: Callable[..., Array], latent_dim: int, *, params: Any = None) -> LogJoint:
+    """Return a model with the log joint density `fn`.
+
+    Formula: `log p(x, z) = fn(z, x)`, or `fn(params, z, x)` if `params` is given; z is unconstrained.
+
+    Args:
+      fn: pure function of one latent z [d] and one datum x (an array or a pytree) to a scalar in nats, the log of a
+        density that is normalised over x and z jointly; without its constant the ELBO is off by that constant and
+        gaps between two ELBOs are still right.
+      latent_dim: d.
+      params: optional pytree of weights; pass them here rather than closing over them, and new values never retrace.
+
+    Returns:
+      LogJoint.
+
+    Raises:
+      ValueError: `fn` is not callable or `latent_dim` is not positive; at first use, `fn` does not return a scalar.
+    """
+    if not callable(fn):
+        raise ValueError(f"fn must be a function (z, x) -> scalar, got {type(fn).__name__}")
+    return LogJoint(function=fn, params=params, latent_dim=check_count("latent_dim", latent_dim))

@@ -1,0 +1,150 @@
+"""The bounds on log p(x): one datum in, one number out. Local and amortized VI maximise these same functions.
+
+A bound goes up. Where an optimiser wants a loss, it is negated there, once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_choice, check_count, check_key, check_sizes
+
+ESTIMATORS = ("sticking_the_landing", "analytic_entropy", "total")
+
+
+def elbo_draws(
+    key: jax.Array,
+    phi: Float[Array, " size"],
+    x: Any,
+    *,
+    model: Any,
+    family: Any,
+    num_samples: int,
+    estimator: str = "sticking_the_landing",
+    antithetic: bool = False,
+) -> Float[Array, " num_samples"]:
+    """Return independent unbiased draws whose mean is the ELBO of one datum.
+
+    Formula: draw s is `log p(x, z_s) - log q(z_s; phi)`, `z_s ~ q(z; phi)`; with the analytic entropy it is
+    `log p(x, z_s) + H[q]`. Antithetic draws are means over the pair of noise and mirrored noise.
+
+    Args, returns and errors as in `elbo`; the result has shape [num_samples] ([num_samples / 2] if antithetic).
+    """
+    check_key(key)
+    check_sizes(model, family)
+    check_count("num_samples", num_samples)
+    check_choice("estimator", estimator, ESTIMATORS)
+    if jnp.shape(phi) != (family.size,):
+        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    if antithetic and (num_samples % 2 or not hasattr(family, "transform")):
+        raise ValueError(
+            "antithetic draws need an even num_samples and a family with transform(noise, phi), "
+            f"got num_samples = {num_samples} and {type(family).__name__}"
+        )
+    if estimator == "analytic_entropy" and not hasattr(family, "entropy"):
+        raise ValueError(f"estimator 'analytic_entropy' needs family.entropy, which {type(family).__name__} lacks")
+
+    def integrand(z: Array, log_q: Array) -> Array:
+        log_joint = model.log_joint(z, x)
+        if estimator == "analytic_entropy":
+            return log_joint + family.entropy(phi)
+        if estimator == "sticking_the_landing":
+            # Same value as the total estimator; its gradient leaves out the score term, whose mean is zero, and so
+            # has no noise at all where q equals the posterior.
+            return log_joint - family.log_prob(z, jax.lax.stop_gradient(phi))
+        return log_joint - log_q
+
+    if antithetic:
+        keys = jax.random.split(key, num_samples // 2)
+
+        def pair(pair_key: jax.Array) -> Array:
+            noise = jax.random.normal(pair_key, (family.noise_dim,), phi.dtype)
+            values = []
+            for signed in (noise, -noise):
+                z = family.transform(signed, phi)
+                values.append(integrand(z, family.log_prob(z, phi)))
+            return 0.5 * (values[0] + values[1])
+
+        return jax.vmap(pair)(keys)
+
+    def draw(draw_key: jax.Array) -> Array:
+        z, log_q = family.sample_and_log_prob(draw_key, phi)
+        return integrand(z, log_q)
+
+    return jax.vmap(draw)(jax.random.split(key, num_samples))
+
+
+def elbo(
+    key: jax.Array,
+    phi: Float[Array, " size"],
+    x: Any,
+    *,
+    model: Any,
+    family: Any,
+    num_samples: int,
+    estimator: str = "sticking_the_landing",
+    antithetic: bool = False,
+) -> Float[Array, ""]:
+    """Evidence lower bound of one datum, an unbiased Monte Carlo estimate.
+
+    Formula: `ELBO(phi; x) = E_{q(z; phi)}[log p(x, z) - log q(z; phi)] = log p(x) - KL(q(z; phi) || p(z | x))`.
+
+    Args:
+      key: typed key of the draws.
+      phi: variational parameters, [family.size].
+      x: one datum.
+      model: record with `log_joint(z, x)`.
+      family: record with `size` and `sample_and_log_prob(key, phi)`.
+      num_samples: number of draws S, at least one.
+      estimator: "sticking_the_landing" (score term left out of the gradient, equal value), "analytic_entropy"
+        (closed-form entropy in place of -log q) or "total" (plain reparameterised gradient).
+      antithetic: use S / 2 pairs of mirrored noise.
+
+    Returns:
+      A scalar in nats.
+
+    Raises:
+      ValueError: key not typed, phi of another size, num_samples < 1, an unknown estimator, or a model and family of
+        different latent dimension.
+
+    Source: Kingma and Welling (2014), equation 7; Roeder, Wu and Duvenaud (2017) for sticking the landing.
+    """
+    draws = elbo_draws(
+        key,
+        phi,
+        x,
+        model=model,
+        family=family,
+        num_samples=num_samples,
+        estimator=estimator,
+        antithetic=antithetic,
+    )
+    return jnp.mean(draws)
+
+
+def iw_bound(
+    key: jax.Array, phi: Float[Array, " size"], x: Any, *, model: Any, family: Any, num_samples: int
+) -> Float[Array, ""]:
+    """Importance-weighted lower bound of one datum.
+
+    Formula: `log (1/S) sum_s p(x, z_s) / q(z_s; phi)`, `z_s ~ q(z; phi)`; its mean rises with S from the ELBO (S = 1)
+    to log p(x).
+
+    Args:
+      key, phi, x, model, family: as in `elbo`.
+      num_samples: number of draws S, at least one.
+
+    Returns:
+      A scalar in nats, in expectation a lower bound on log p(x).
+
+    Raises:
+      ValueError: as in `elbo`.
+
+    Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8.
+    """
+    draws = elbo_draws(key, phi, x, model=model, family=family, num_samples=num_samples, estimator="total")
+    return jax.scipy.special.logsumexp(draws) - jnp.log(float(num_samples))
