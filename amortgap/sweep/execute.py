@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .cells import Cell
+from .files import disk_full, disk_full_error
 from .manifest import device, versions
 from .records import CellResult, Record, Status, Store, plain_row
 from .table import Schema, check_row
@@ -64,7 +65,8 @@ class Task:
         """Compute the cells of `unit` that have no record, write their records, and return (key, status) of each.
 
         An exception in the computation is recorded as `failed`; when a group fails, its cells are tried one by one,
-        so that one bad cell does not take the others with it. Raises OSError if a record cannot be written.
+        so that one bad cell does not take the others with it. Raises OSError if the disk is full or a record cannot be
+        written.
         """
         package = logging.getLogger("amortgap")
         if package.getEffectiveLevel() != self.log_level:
@@ -88,6 +90,9 @@ class Task:
                 results = self._compute(jobs)
         # SystemExit as well: a cell that calls sys.exit must not end the sweep.
         except (Exception, SystemExit) as error:
+            if isinstance(error, OSError) and disk_full(error):
+                what = error.filename or f"a file of cell {jobs[0].cell.key[:12]}"
+                raise disk_full_error(error, what, self.store.path) from error
             if len(jobs) > 1:
                 logger.warning("a group of %d cells failed (%r): computing them one by one", len(jobs), error)
                 return {key: status for job in jobs for key, status in self._run([job]).items()}

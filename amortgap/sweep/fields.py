@@ -42,13 +42,16 @@ def replace_field(config: Any, name: str, value: Any) -> Any:
 
     Raises ValueError, naming the nearest field, if there is no such field, and if the value has the wrong type.
     """
+    return _replace(config, name, value, name)
+
+
+def _replace(config: Any, name: str, value: Any, where: str) -> Any:
     head, _, rest = name.partition(".")
-    types_ = field_types(type(config))
-    if head not in types_:
-        raise ValueError(f"{name!r} is not a field of {type(config).__name__}: {nearest(head, types_)}")
-    if rest:
-        return dataclasses.replace(config, **{head: replace_field(getattr(config, head), rest, value)})
-    return dataclasses.replace(config, **{head: coerce(value, types_[head], name)})
+    hints = field_types(type(config))
+    if head not in hints:
+        raise ValueError(f"{head!r} (in {where!r}) is not a field of {type(config).__name__}: {nearest(head, hints)}")
+    inner = _replace(getattr(config, head), rest, value, where) if rest else coerce(value, hints[head], where)
+    return dataclasses.replace(config, **{head: inner})
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:

@@ -37,7 +37,9 @@ def write_atomic(path: pathlib.Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _explained(error, path, len(data)) from error
+        if disk_full(error):
+            raise disk_full_error(error, f"{len(data)} bytes to {path}", path.parent) from error
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -51,14 +53,18 @@ def _sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _explained(error: OSError, path: pathlib.Path, size: int) -> OSError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return OSError(error.errno, f"cannot write {path}: {error.strerror}")
+def disk_full(error: BaseException) -> bool:
+    """Whether `error` says that the disk, or the quota on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_full_error(error: OSError, what: str, folder: pathlib.Path) -> OSError:
+    """The error as one that says what could not be written and how much space is left in `folder`."""
     try:
-        free = f"{shutil.disk_usage(path.parent).free} bytes free"
+        free = f"{shutil.disk_usage(folder).free} bytes free"
     except OSError:
         free = "free space unknown"
-    return OSError(error.errno, f"disk full: cannot write {size} bytes to {path} ({free} in {path.parent})")
+    return OSError(error.errno, f"disk full: cannot write {what} ({free} in {folder})")
 
 
 def move_aside(path: pathlib.Path, folder: pathlib.Path, reason: str) -> None:

@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import tqdm
@@ -30,7 +30,7 @@ import tqdm.contrib.logging
 from .cells import Cell, varying
 from .execute import Job, Outcome, Task, Unit, make_record
 from .manifest import begin_run, end_run
-from .records import CellResult, Store
+from .records import CellResult, Record, Store
 from .table import Schema
 
 logger = logging.getLogger(__name__)
@@ -109,14 +109,10 @@ def run_cells(
     The first interrupt (Ctrl-C, or SIGTERM) lets the running cells finish, the second ends them; either way finished
     cells are kept and the summary says so. Raises OSError if a record cannot be written.
     """
-    jobs: list[Job] = []
-    status: dict[str, str] = {}
-    for cell in cells:
-        record = store.load(cell.key)
-        if record is None or (record.status == "failed" and retry_failed):
-            jobs.append(Job(cell, 1 if record is None else record.attempt + 1))
-        else:
-            status[cell.key] = record.status
+    records = {cell.key: store.load(cell.key) for cell in cells}
+    jobs = _jobs(cells, records, retry_failed)
+    waiting = {job.cell.key for job in jobs}
+    status: dict[str, str] = {key: record.status for key, record in records.items() if record and key not in waiting}
     skipped = sum(value != "failed" for value in status.values())
     logger.info("%d cells: %d done, %d to compute", len(cells), skipped, len(jobs))
     if earlier := len(status) - skipped:
@@ -132,8 +128,12 @@ def run_cells(
                     progress(outcome)
         except KeyboardInterrupt:
             interrupted = True
-        finally:
-            end_run(manifest, {"outcome": dict(Counter(status.values()))})
+        except BaseException:
+            # A full disk would fail here again and hide which file was the first.
+            with contextlib.suppress(OSError):
+                end_run(manifest, {"outcome": dict(Counter(status.values()))})
+            raise
+        end_run(manifest, {"outcome": dict(Counter(status.values()))})
     summary = Summary(
         computed=sum(value != "failed" for value in status.values()) - skipped,
         skipped=skipped,
@@ -146,6 +146,23 @@ def run_cells(
     if summary.interrupted:
         print(f"interrupted: {summary}; run the same command again to resume", file=sys.stderr)
     return summary
+
+
+def unfinished(cells: Sequence[Cell], store: Store, *, retry_failed: bool = False) -> list[Cell]:
+    """The cells `run_cells` would compute, in order."""
+    records = {cell.key: store.load(cell.key) for cell in cells}
+    return [job.cell for job in _jobs(cells, records, retry_failed)]
+
+
+def _jobs(cells: Sequence[Cell], records: Mapping[str, Record | None], retry_failed: bool) -> list[Job]:
+    jobs = []
+    for cell in cells:
+        record = records[cell.key]
+        if record is None:
+            jobs.append(Job(cell, attempt=1))
+        elif not record.finished and retry_failed:
+            jobs.append(Job(cell, attempt=record.attempt + 1))
+    return jobs
 
 
 def _units(jobs: Sequence[Job], group_by: Callable[[Any], Hashable] | None) -> list[Unit]:

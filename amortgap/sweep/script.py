@@ -24,8 +24,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .cells import Cell, not_hashed
+from .cluster import ClusterError, dask_executor
 from .records import open_store
-from .run import Executor, Summary, list_cells, run_cells, serial
+from .run import Executor, Summary, list_cells, run_cells, serial, unfinished
 from .table import Schema, build_table, write_table
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,10 @@ class SweepOptions:
     """List the cells and what is already done, and stop."""
     retry_failed: bool = not_hashed(False)
     """Compute cells that failed earlier again."""
+    gpus: bool = not_hashed(False)
+    """With --cluster: each cell takes one GPU; workers of local:N are pinned to one GPU each."""
+    memory_limit: str = not_hashed("auto")
+    """With --cluster local:N: memory of each worker, e.g. 4GB; beyond it the worker is restarted."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = not_hashed("INFO")
     """Least severe message that is kept, on the terminal and in the log of each cell."""
 
@@ -71,31 +76,39 @@ def run_sweep(
 ) -> Summary:
     """Run or list the cells as the flags say, and write `table.csv` from the records; see `run_cells`.
 
-    Raises ValueError naming the folder if it cannot be written, before any cell runs.
+    What keeps the sweep from running (a folder that cannot be written, a full disk, a lost cluster) ends the program
+    with status 1 and its message; finished cells are kept.
     """
     setup_logging(options.log_level)
-    store = open_store(options.out)
-    if options.dry_run:
-        print(list_cells(cells, store))
-        return Summary(computed=0, skipped=0, failed=0, nonfinite=0, remaining=0, interrupted=False)
-    with _executor(options) as executor:
-        summary = run_cells(
-            cells,
-            compute,
-            store,
-            executor=executor,
-            schema=schema,
-            group_by=group_by,
-            retry_failed=options.retry_failed,
-        )
-    written = write_table(store.path / "table.csv", build_table(store.records(cells), schema))
+    try:
+        store = open_store(options.out)
+        if options.dry_run:
+            print(list_cells(cells, store))
+            return Summary(computed=0, skipped=0, failed=0, nonfinite=0, remaining=0, interrupted=False)
+        retry_failed = options.retry_failed
+        with _executor(options, idle=not unfinished(cells, store, retry_failed=retry_failed)) as executor:
+            summary = run_cells(
+                cells,
+                compute,
+                store,
+                executor=executor,
+                schema=schema,
+                group_by=group_by,
+                retry_failed=retry_failed,
+            )
+        written = write_table(store.path / "table.csv", build_table(store.records(cells), schema))
+    except (OSError, ValueError, ClusterError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     logger.info("table: %s", ", ".join(map(str, written)))
     return summary
 
 
 @contextlib.contextmanager
-def _executor(options: SweepOptions) -> Iterator[Executor]:
-    if options.cluster is None:
+def _executor(options: SweepOptions, *, idle: bool) -> Iterator[Executor]:
+    if options.cluster is None or idle:
         yield serial
         return
-    raise ValueError(f"cluster: {options.cluster!r} needs the Dask executor")
+    with dask_executor(options.cluster, gpus=options.gpus, memory_limit=options.memory_limit) as executor:
+        yield executor
