@@ -48,6 +48,8 @@ class SweepOptions:
     """With --cluster: each cell takes one GPU; workers of local:N are pinned to one GPU each."""
     memory_limit: str = not_hashed("auto")
     """With --cluster local:N: memory of each worker, e.g. 4GB; beyond it the worker is restarted."""
+    patience: float = not_hashed(60.0)
+    """With --cluster: seconds to wait for a scheduler or a worker, also when all workers are gone."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = not_hashed("INFO")
     """Least severe message that is kept, on the terminal and in the log of each cell."""
 
@@ -110,5 +112,6 @@ def _executor(options: SweepOptions, *, idle: bool) -> Iterator[Executor]:
     if options.cluster is None or idle:
         yield serial
         return
-    with dask_executor(options.cluster, gpus=options.gpus, memory_limit=options.memory_limit) as executor:
+    settings = {"gpus": options.gpus, "memory_limit": options.memory_limit, "patience": options.patience}
+    with dask_executor(options.cluster, **settings) as executor:
         yield executor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,12 @@ class Driver:
         return self.finish(self.start(*more), status)
 
     def finish(self, process: subprocess.Popen[str], status: int) -> str:
-        _, errors = process.communicate(timeout=120)
+        try:
+            _, errors = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
         assert process.returncode == status, errors
         return errors
 
@@ -105,3 +111,17 @@ def assert_no_process_left():
 def interrupt():
     """Send SIGINT to the whole process group of a driver, as Ctrl-C in a terminal does."""
     return lambda process: os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 512 kB, where the tests may mount one."""
+    folder = tmp_path / "disk" / "out"
+    folder.mkdir(parents=True)
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted is None or mounted.returncode != 0:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

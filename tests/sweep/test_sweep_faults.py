@@ -1,7 +1,6 @@
 """Faults of program and machine, tried on the driver script with the serial executor: killed, stopped, disk full."""
 
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -100,20 +99,6 @@ def test_two_sweeps_in_one_folder_both_succeed(drive):
     sweep.run("--cells", "40")
     assert (sweep.out / "table.csv").read_bytes() == (reference.out / "table.csv").read_bytes()
     assert sweep.rows() == reference.rows()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 512 kB, where the tests may mount one."""
-    folder = tmp_path / "disk" / "out"
-    folder.mkdir(parents=True)
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted is None or mounted.returncode != 0:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_stops_the_sweep_without_half_a_record_and_it_resumes(drive, small_disk):
