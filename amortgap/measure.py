@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_choice, check_count, check_data, check_encoder, check_key, check_sizes, num_rows
+from amortgap._chunks import map_data
 from amortgap.evidence import Evidence, log_evidence
 from amortgap.gaps import Gaps
 from amortgap.inference.local import LocalFit, fit_local
@@ -89,9 +90,7 @@ def evaluate_bounds(
         paired_variance = jnp.maximum(paired / count - (mean[0] - mean) ** 2, 0) / (count - 1)
         return reference + mean, jnp.sqrt(variance), jnp.sqrt(paired_variance)
 
-    indices = jnp.arange(num_rows(xs))
-    results = jax.lax.map(lambda row: moments(*row), (indices, phis, xs), batch_size=min(chunk_size, num_rows(xs)))
-    return BoundDraws(*results)
+    return BoundDraws(*map_data(lambda i, row: moments(i, *row), (phis, xs), chunk_size=chunk_size))
 
 
 @partial(jax.jit, static_argnames=("num_samples",))
@@ -101,8 +100,8 @@ def _evaluate(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, num
 
 @partial(jax.jit, static_argnames=("num_samples",))
 def _evidence(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, num_samples: int) -> Evidence:
-    def one(row: Any) -> Evidence:
-        index, phi, x = row
+    def one(index: Array, row: Any) -> Evidence:
+        phi, x = row
         return log_evidence(
             jax.random.fold_in(key, index),
             x,
@@ -113,7 +112,7 @@ def _evidence(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, num
             num_samples=num_samples,
         )
 
-    return jax.lax.map(one, (jnp.arange(num_rows(xs)), phis, xs), batch_size=min(250, num_rows(xs)))
+    return map_data(one, (phis, xs), chunk_size=250)
 
 
 def evidence_of_data(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from amortgap._chunks import map_data
 from amortgap._checks import (
     check_count,
     check_data,
@@ -339,8 +340,9 @@ def _round(
     (params, optimiser), values = jax.lax.scan(step, (state.params, state.optimiser), (jnp.arange(steps), rows))
 
     here, encoder = pick(params)
-    keys = jax.vmap(partial(jax.random.fold_in, key_eval))(jnp.arange(num_rows(validation)))
-    per_datum = jax.lax.map(lambda kx: evaluate(kx[0], encoder, kx[1], here), (keys, validation), batch_size=500)
+    per_datum = map_data(
+        lambda i, x: evaluate(jax.random.fold_in(key_eval, i), encoder, x, here), validation, chunk_size=500
+    )
     mean = jnp.mean(per_datum)
     finite = jnp.isfinite(mean) & jnp.isfinite(values).all()
     improved = finite & (mean > state.best_elbo)

@@ -1,0 +1,31 @@
+"""Mapping a one-datum function over data with bounded memory and a single compiled shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from amortgap._checks import num_rows
+
+
+def map_data(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int) -> Any:
+    """Return `function(i, x_i)` stacked over data, at most `chunk_size` of them in memory at a time.
+
+    The chunks are equal; the last one is filled up with the first data again, and what it computes twice is dropped
+    (a remainder of its own shape would double the compile time).
+    """
+    n = num_rows(xs)
+    chunks = -(-n // chunk_size)
+    size = -(-n // chunks)
+    rows = (jnp.arange(chunks * size) % n).reshape(chunks, size)
+
+    def chunk(index: Array) -> Any:
+        return jax.vmap(function)(index, jax.tree.map(lambda leaf: leaf[index], xs))
+
+    if chunks == 1:
+        return chunk(rows[0])
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], jax.lax.map(chunk, rows))

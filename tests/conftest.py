@@ -1,0 +1,37 @@
+"""Settings of the test session: strict, on the CPU, with one compilation cache shared by all workers."""
+
+import os
+import pathlib
+
+# Read when jax is first imported, here and in the subprocesses that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "amortgap" / "jax-tests"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("amortgap", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("amortgap")
+
+
+@pytest.fixture
+def x64():
+    """Run one test in 64 bits and restore the setting, which would otherwise leak into later tests."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def key():
+    """A typed key."""
+    return jax.random.key(0)
