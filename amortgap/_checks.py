@@ -1,4 +1,4 @@
-"""Checks of arguments, made before anything is compiled: each failure is a ValueError that names the argument and its value.
+"""Checks of arguments before anything is compiled: each failure is a ValueError naming the argument and its value.
 
 Values that are still being traced cannot be looked at, so checks of *values* are skipped inside `jit` and `vmap`;
 checks of shapes and types always run.
@@ -6,11 +6,44 @@ checks of shapes and types always run.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Record = TypeVar("Record")
+
+
+def checked_record(cls: type[Record]) -> type[Record]:
+    """Register a frozen dataclass as a pytree whose arguments are checked where it is made, not where jax rebuilds it.
+
+    A gradient or a pytree of shapes has the type of the record and is no valid record: a gradient of a variance may be
+    negative. `jax.tree_util.register_dataclass` would send it through `__init__` and its checks.
+    """
+    if hasattr(cls, "__post_init__"):
+        # It converts array-likes and raises ValueErrors of its own; type checkers at run time should not come first.
+        setattr(cls, "__no_type_check__", True)  # noqa: B010
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    static = [field.name for field in fields if field.metadata.get("static")]
+    data = [field.name for field in fields if not field.metadata.get("static")]
+
+    def flatten_with_keys(record: Record) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(record, name)) for name in data]
+        return children, tuple(getattr(record, name) for name in static)
+
+    def flatten(record: Record) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(record, name) for name in data], tuple(getattr(record, name) for name in static)
+
+    def unflatten(constants: tuple[Any, ...], children: Any) -> Record:
+        record = object.__new__(cls)
+        for name, value in zip([*data, *static], [*children, *constants], strict=True):
+            object.__setattr__(record, name, value)
+        return record
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def is_concrete(tree: Any) -> bool:
@@ -110,6 +143,24 @@ def check_data(name: str, xs: Any, model: Any) -> Any:
     if validate is not None:
         validate(name, xs)
     return xs
+
+
+def check_datum(x: Any, model: Any) -> Any:
+    """Return one datum `x` as a floating array after asking the model whether it can be its datum.
+
+    A datum of a model without `validate` is taken as it is.
+    """
+    validate = getattr(model, "validate", None)
+    if validate is None:
+        return x
+    rows = jax.tree.map(lambda leaf: as_float_array("x", leaf)[None], x)
+    for leaf in jax.tree.leaves(rows):
+        check_finite("x", leaf)
+    try:
+        validate("x", rows)
+    except ValueError as error:
+        raise ValueError(f"x must be one datum of the model; as a row of data, {error}") from error
+    return jax.tree.map(lambda leaf: leaf[0], rows)
 
 
 def check_row_shape(name: str, xs: Any, shape: tuple[int, ...]) -> None:

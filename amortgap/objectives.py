@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_key, check_sizes
+from amortgap._checks import check_choice, check_count, check_datum, check_key, check_sizes
 
 ESTIMATORS = ("sticking_the_landing", "analytic_entropy", "total")
 
@@ -47,6 +47,7 @@ def elbo_draws(
         )
     if estimator == "analytic_entropy" and not hasattr(family, "entropy"):
         raise ValueError(f"estimator 'analytic_entropy' needs family.entropy, which {type(family).__name__} lacks")
+    x = check_datum(x, model)
 
     def integrand(z: Array, log_q: Array) -> Array:
         log_joint = model.log_joint(z, x)
@@ -108,8 +109,8 @@ def elbo(
       A scalar in nats.
 
     Raises:
-      ValueError: key not typed, phi of another size, num_samples < 1, an unknown estimator, or a model and family of
-        different latent dimension.
+      ValueError: key not typed, phi of another size, num_samples < 1, an unknown estimator, a model and family of
+        different latent dimension, or an x that is not finite or not one datum of the model.
 
     Source: Kingma and Welling (2014), equation 7; Roeder, Wu and Duvenaud (2017) for sticking the landing.
     """

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, check_count, check_key
+from amortgap._checks import as_data, check_count, check_key, checked_record
 from amortgap.networks import Network, count_weights, dense, pad_weights
 
 
-@jax.tree_util.register_dataclass
+@checked_record
 @dataclass(frozen=True)
 class Encoder:
     """An encoder: standardise one datum, then apply a network.
@@ -67,7 +67,7 @@ def _encoder(network: Network, in_dim: int, standardize: Any) -> Encoder:
     return Encoder(network, centre, spread, in_dim)
 
 
-@jax.tree_util.register_dataclass
+@checked_record
 @dataclass(frozen=True)
 class ConstantEncoder:
     """The encoder without capacity: the same phi for every datum.

@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, as_float_array, check_count, check_finite, check_key, check_row_shape, is_concrete
+from amortgap._checks import (
+    as_data,
+    as_float_array,
+    check_count,
+    check_finite,
+    check_key,
+    check_positive,
+    check_row_shape,
+    checked_record,
+    is_concrete,
+)
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -31,7 +41,7 @@ class NormalPosterior(NamedTuple):
     precision: Float[Array, "d d"]
 
 
-@jax.tree_util.register_dataclass
+@checked_record
 @dataclass(frozen=True, kw_only=True)
 class FactorAnalysis:
     """Factor analysis; probabilistic PCA where all noise variances are equal.
@@ -54,22 +64,19 @@ class FactorAnalysis:
     noise_variance: Float[Array, " D"]
 
     def __post_init__(self) -> None:
-        fields = {"loadings": self.loadings, "mean": self.mean, "noise_variance": self.noise_variance}
-        if not all(hasattr(value, "ndim") or isinstance(value, (list, tuple)) for value in fields.values()):
-            return  # jax rebuilds records around placeholders that are no arrays
-        for name, value in fields.items():
-            object.__setattr__(self, name, as_float_array(name, value))
-        if not is_concrete((self.loadings, self.mean, self.noise_variance)):
-            return  # inside vmap the shapes seen here need not be those of one record
-        if self.loadings.ndim != 2:
-            return  # a stack of models
+        for name in ("loadings", "mean", "noise_variance"):
+            object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
+        if self.loadings.ndim < 2:
+            raise ValueError(f"loadings must have shape [D, d], got {self.loadings.shape}")
+        if self.loadings.ndim > 2 or not is_concrete((self.loadings, self.mean, self.noise_variance)):
+            return  # a stack of models, or values still being traced
         features = self.loadings.shape[0]
         if self.mean.shape != (features,) or self.noise_variance.shape != (features,):
             raise ValueError(
                 "loadings [D, d], mean [D] and noise_variance [D] must share D, got shapes "
                 f"{self.loadings.shape}, {self.mean.shape} and {self.noise_variance.shape}"
             )
-        for name in fields:
+        for name in ("loadings", "mean", "noise_variance"):
             check_finite(name, getattr(self, name))
         lowest = float(self.noise_variance.min())
         if lowest <= 0:
@@ -174,7 +181,7 @@ class FactorAnalysisFit(NamedTuple):
 
 def fit_factor_analysis(
     key: jax.Array,
-    xs: Float[Array, "N D"],
+    xs: Any,
     *,
     latent_dim: int,
     num_steps: int = 500,
@@ -206,8 +213,7 @@ def fit_factor_analysis(
         raise ValueError(f"xs must have shape [N, D], got {xs.shape}")
     check_count("latent_dim", latent_dim, maximum=xs.shape[1])
     check_count("num_steps", num_steps)
-    if not min_noise_variance > 0:
-        raise ValueError(f"min_noise_variance must be positive, got {min_noise_variance!r}")
+    check_positive("min_noise_variance", min_noise_variance)
     return _em(key, xs, latent_dim=latent_dim, num_steps=num_steps, floor=np.float32(min_noise_variance))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_float_array, check_count, check_range, is_concrete
+from amortgap._checks import as_float_array, check_count, check_range, checked_record, is_concrete
 
 
 @jax.custom_jvp
@@ -83,7 +83,7 @@ class Binomial:
         check_range(name, xs, low=0, high=self.total_count, whole=True)
 
 
-@jax.tree_util.register_dataclass
+@checked_record
 @dataclass(frozen=True)
 class Gaussian:
     """Independent normal features with means from the decoder and a noise variance shared by all data.
@@ -94,14 +94,13 @@ class Gaussian:
       log_noise_variance: `log v`, a scalar or one entry a feature; learned with the decoder by `train_vae`.
     """
 
-    log_noise_variance: Float[Array, "..."]
+    log_noise_variance: Float[Array, "*features"]
 
     def __post_init__(self) -> None:
-        value = self.log_noise_variance
-        if isinstance(value, (int, float)) or hasattr(value, "ndim"):
-            object.__setattr__(self, "log_noise_variance", as_float_array("log_noise_variance", value))
-            if is_concrete(self.log_noise_variance) and not bool(jnp.all(jnp.isfinite(self.log_noise_variance))):
-                raise ValueError(f"log_noise_variance must be finite, got {self.log_noise_variance}")
+        value = as_float_array("log_noise_variance", self.log_noise_variance)
+        if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
+            raise ValueError(f"log_noise_variance must be finite, got {value}")
+        object.__setattr__(self, "log_noise_variance", value)
 
     def log_prob(self, output: Float[Array, " D"], x: Float[Array, " D"]) -> Float[Array, ""]:
         """Return `log p(x | output)` in nats."""
