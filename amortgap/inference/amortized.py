@@ -71,6 +71,7 @@ class _Settings:
     num_samples: int
     eval_samples: int
     estimator: str
+    antithetic: bool
     train_model: bool
 
 
@@ -99,6 +100,7 @@ def amortized_vi(
     eval_samples: int = 8,
     num_evaluations: int = 20,
     estimator: str = "sticking_the_landing",
+    antithetic: bool = False,
     progress: bool = False,
 ) -> AmortizedFit:
     """Train an encoder on the sum of the one-datum ELBOs, the model held fixed.
@@ -122,7 +124,7 @@ def amortized_vi(
       learning_rate: Adam's rate at the start of the first cycle; the second starts at a third of it.
       eval_samples: draws per datum and evaluation.
       num_evaluations: number of evaluations, at least two.
-      estimator: of the gradient, as in `elbo`.
+      estimator, antithetic: of the gradient, as in `elbo`.
       progress: show a progress bar on standard error if that is a terminal.
 
     Returns:
@@ -147,6 +149,7 @@ def amortized_vi(
         eval_samples=eval_samples,
         num_evaluations=num_evaluations,
         estimator=estimator,
+        antithetic=antithetic,
         progress=progress,
         train_model=False,
     )
@@ -167,6 +170,7 @@ def train_vae(
     eval_samples: int = 8,
     num_evaluations: int = 20,
     estimator: str = "sticking_the_landing",
+    antithetic: bool = False,
     progress: bool = False,
 ) -> AmortizedFit:
     """Train decoder and encoder jointly, as a variational autoencoder.
@@ -192,6 +196,7 @@ def train_vae(
         eval_samples=eval_samples,
         num_evaluations=num_evaluations,
         estimator=estimator,
+        antithetic=antithetic,
         progress=progress,
         train_model=True,
     )
@@ -212,6 +217,7 @@ def _train(
     eval_samples: int,
     num_evaluations: int,
     estimator: str,
+    antithetic: bool,
     progress: bool,
     train_model: bool,
 ) -> AmortizedFit:
@@ -224,7 +230,8 @@ def _train(
     check_count("batch_size", batch_size)
     check_count("num_samples", num_samples)
     check_count("eval_samples", eval_samples)
-    check_positive("learning_rate", learning_rate)
+    if is_concrete(learning_rate):
+        check_positive("learning_rate", float(learning_rate))
     if validation is None:
         validation = xs
     else:
@@ -237,6 +244,7 @@ def _train(
         num_samples=num_samples,
         eval_samples=eval_samples + eval_samples % 2,
         estimator=estimator,
+        antithetic=antithetic,
         train_model=train_model,
     )
     return _run(key, xs, validation, model, family, encoder, jnp.asarray(learning_rate), settings, progress)
@@ -319,7 +327,13 @@ def _round(
         here, encoder = pick(params)
         batch = jax.tree.map(lambda leaf: leaf[rows], xs)
         keys = jax.vmap(partial(jax.random.fold_in, draw_key))(rows)
-        bound = partial(_bound, family=family, num_samples=settings.num_samples, estimator=settings.estimator)
+        bound = partial(
+            _bound,
+            family=family,
+            num_samples=settings.num_samples,
+            estimator=settings.estimator,
+            antithetic=settings.antithetic,
+        )
         return -jnp.mean(jax.vmap(lambda k, x: bound(k, encoder, x, here))(keys, batch))
 
     def step(carry: tuple[Any, Any], inputs: tuple[Array, Array]) -> tuple[tuple[Any, Any], Array]:
@@ -361,7 +375,5 @@ def _round(
     return updated, Trace(step=(index + 1) * steps, batch_elbo=jnp.mean(values), elbo=mean)
 
 
-def _bound(
-    key: jax.Array, encoder: Any, x: Any, model: Any, *, family: Any, num_samples: int, estimator: str
-) -> Float[Array, ""]:
-    return elbo(key, encoder(x), x, model=model, family=family, num_samples=num_samples, estimator=estimator)
+def _bound(key: jax.Array, encoder: Any, x: Any, model: Any, *, family: Any, **settings: Any) -> Float[Array, ""]:
+    return elbo(key, encoder(x), x, model=model, family=family, **settings)

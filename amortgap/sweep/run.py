@@ -14,6 +14,7 @@ it hands out no new unit once `stop.requested`.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -22,7 +23,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import tqdm
 import tqdm.contrib.logging
@@ -42,10 +43,12 @@ class Stop:
     requested: bool = False
 
 
+@runtime_checkable
 class Executor(Protocol):
-    """Applies `task` to every unit, somewhere; `slots` is how many cells it runs at a time."""
+    """Applies `task` to every unit, somewhere; `slots` is how many it runs at a time."""
 
-    slots: int
+    @property
+    def slots(self) -> int: ...
 
     def __call__(
         self, task: Task, units: Sequence[Unit], stop: Stop
@@ -64,6 +67,36 @@ class _Serial:
 
 serial: Executor = _Serial()
 """Executor that computes one unit after the other in this process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Threads:
+    """Executor that computes `slots` units at a time in threads of this process.
+
+    For cells that spend their time outside the interpreter lock, as compiled code does: one thread compiles while
+    another computes.
+    """
+
+    slots: int
+
+    def __call__(
+        self, task: Task, units: Sequence[Unit], stop: Stop
+    ) -> Iterator[tuple[Unit, list[Outcome] | Exception]]:
+        waiting = iter(units)
+        running: dict[concurrent.futures.Future[list[Outcome]], Unit] = {}
+        with concurrent.futures.ThreadPoolExecutor(self.slots) as pool:
+            while True:
+                while len(running) < self.slots and not stop.requested and (unit := next(waiting, None)) is not None:
+                    running[pool.submit(task, unit)] = unit
+                if not running:
+                    return
+                # The timeout lets the main thread look at signals while the cells run.
+                done, _ = concurrent.futures.wait(running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    unit, error = running.pop(future), future.exception()
+                    if isinstance(error, OSError):
+                        raise error
+                    yield unit, error if isinstance(error, Exception) else future.result()
 
 
 @dataclasses.dataclass(frozen=True)
