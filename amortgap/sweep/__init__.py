@@ -4,12 +4,13 @@
 The command line is in `amortgap.sweep.config`, the Dask executor in `amortgap.sweep.cluster`.
 """
 
-from .cells import Cell, grid, make_cells, not_hashed
+from .cells import NOT_HASHED, Cell, grid, make_cells
 from .records import CellResult, DamagedRecord, Record, Store, open_store
 from .run import Summary, list_cells, run_cells, serial
 from .table import Column, Schema, Table, build_table, read_csv, write_table
 
 __all__ = [
+    "NOT_HASHED",
     "Cell",
     "CellResult",
     "Column",
@@ -23,7 +24,6 @@ __all__ = [
     "grid",
     "list_cells",
     "make_cells",
-    "not_hashed",
     "open_store",
     "read_csv",
     "run_cells",

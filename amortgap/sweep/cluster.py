@@ -49,7 +49,7 @@ def dask_executor(
     if kind not in ("local", "tcp", "tls", "file") or not rest:
         raise ValueError(f"cluster: {cluster!r} is none of local:N, tcp://host:port, file:PATH")
     try:
-        import dask
+        import dask.config
         import distributed
     except ImportError as error:
         raise ValueError(f"cluster: {cluster!r} needs the package distributed (extra [dask])") from error
@@ -82,13 +82,13 @@ def _awaited(path: pathlib.Path, patience: float) -> pathlib.Path:
     return path
 
 
-def _connect(patience: float, **where: str) -> Any:
+def _connect(patience: float, address: str | None = None, scheduler_file: str | None = None) -> Any:
     import distributed
 
     try:
-        return distributed.Client(timeout=patience, **where)
+        return distributed.Client(address, timeout=patience, scheduler_file=scheduler_file)
     except (OSError, ValueError) as error:
-        raise ClusterError(f"cluster: no scheduler at {', '.join(where.values())}: {error}") from error
+        raise ClusterError(f"cluster: no scheduler at {address or scheduler_file}: {error}") from error
 
 
 def _check_cluster(client: Any, patience: float) -> int:
@@ -129,7 +129,8 @@ def _local_cluster(workers: int, gpus: bool, memory_limit: str) -> Any:
         "cls": distributed.Scheduler,
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
-    return distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.ERROR)
+    silence: Any = logging.ERROR
+    return distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=silence)
 
 
 def _visible_gpus() -> list[str]:

@@ -16,7 +16,6 @@ import os
 import socket
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -71,7 +70,9 @@ class Task:
         package = logging.getLogger("amortgap")
         if package.getEffectiveLevel() != self.log_level:
             package.setLevel(self.log_level)
-        settled = {job.cell.key: status for job in unit if (status := self._settled(job)) is not None}
+        settled: dict[str, Status] = {
+            job.cell.key: status for job in unit if (status := self._settled(job)) is not None
+        }
         pending = [job for job in unit if job.cell.key not in settled]
         if pending:
             settled.update(self._run(pending))
@@ -166,19 +167,18 @@ def _arrays_bytes(result: CellResult) -> bytes | None:
 
 @contextlib.contextmanager
 def _cell_log(store: Store, job: Job) -> Iterator[None]:
-    handler = logging.FileHandler(store.log_path(job.cell.key), delay=False)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    root.addHandler(handler)
-    handler.stream.write(f"attempt {job.attempt} on {socket.gethostname()}, process {os.getpid()}\n")
-    try:
-        with warnings.catch_warnings():
-            logging.captureWarnings(True)
+    with store.log_path(job.cell.key).open("a") as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+        file.write(f"attempt {job.attempt} on {socket.gethostname()}, process {os.getpid()}\n")
+        logging.captureWarnings(True)
+        try:
             yield
-    except BaseException:
-        handler.stream.write(traceback.format_exc())
-        raise
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        handler.close()
+        except BaseException:
+            file.write(traceback.format_exc())
+            raise
+        finally:
+            logging.captureWarnings(False)
+            root.removeHandler(handler)

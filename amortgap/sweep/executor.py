@@ -131,7 +131,7 @@ class DaskExecutor:
 @contextlib.contextmanager
 def _losing_the_cluster_is_an_error() -> Iterator[None]:
     from distributed import CancelledError
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     try:
         yield

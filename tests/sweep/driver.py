@@ -11,7 +11,7 @@ import signal
 import time
 from pathlib import Path
 
-from amortgap.sweep import CellResult, Column, Schema, grid, make_cells, not_hashed
+from amortgap.sweep import NOT_HASHED, CellResult, Column, Schema, grid, make_cells
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.script import Flat, SweepOptions, run_sweep
 
@@ -24,11 +24,11 @@ SCHEMA = Schema(
 @dataclasses.dataclass(frozen=True)
 class Config:
     number: int = 0
-    trace: Path = not_hashed(Path("trace"))
-    seconds: float = not_hashed(0.0)
-    raise_at: int = not_hashed(-1)
-    kill_once_at: int = not_hashed(-1)
-    kill_always_at: int = not_hashed(-1)
+    trace: Path = dataclasses.field(default=Path("trace"), metadata=NOT_HASHED)
+    seconds: float = dataclasses.field(default=0.0, metadata=NOT_HASHED)
+    raise_at: int = dataclasses.field(default=-1, metadata=NOT_HASHED)
+    kill_once_at: int = dataclasses.field(default=-1, metadata=NOT_HASHED)
+    kill_always_at: int = dataclasses.field(default=-1, metadata=NOT_HASHED)
 
 
 @dataclasses.dataclass(frozen=True)

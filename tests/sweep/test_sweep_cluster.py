@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -190,14 +191,14 @@ def test_workers_with_several_threads_are_refused(running):
     _, worker, where = running
     worker("--nthreads", "2")
     with pytest.raises(ClusterError, match="have several threads; start them with --nthreads 1"):  # noqa: SIM117
-        with dask_executor(where, patience=20):
+        with dask_executor(where, patience=20.0):
             pass
 
 
 @pytest.mark.slow
 def test_a_scheduler_without_workers_is_refused_in_bounded_time(running):
     with pytest.raises(ClusterError, match="no worker after 2 s"):  # noqa: SIM117
-        with dask_executor(running[2], patience=2):
+        with dask_executor(running[2], patience=2.0):
             pass
 
 
@@ -252,15 +253,18 @@ HERE = {"python": "3.11.7", "jax": "0.10.2", "amortgap": "0.1"}
         ({**HERE, "python": "3.12.1"}, "python is 3.12 there and 3.11 here"),
     ],
 )
-def test_a_worker_with_other_versions_is_refused_at_connect_and_when_it_joins_later(monkeypatch, there, message):
+def test_a_worker_with_other_versions_is_refused_at_connect_and_when_it_joins_later(
+    monkeypatch, tmp_path, there, message
+):
     monkeypatch.setattr(cluster_module, "versions", lambda: HERE)
     assert cluster_module._check_cluster(Cluster({**HERE, "python": "3.11.9"}), 1.0) == 1
     with pytest.raises(ClusterError, match=message):
         cluster_module._check_cluster(Cluster(there), 1.0)
+    task = Task(open_store(tmp_path), lambda config: CellResult(), False, None, 20)
     expected = executor_module.comparable(HERE)
     monkeypatch.setattr(executor_module, "versions", lambda: there)
     with pytest.raises(ClusterError, match=message.split(": ")[-1]):
-        executor_module._remote((), "cell", task=None, expected=expected)
+        executor_module._remote((), "cell", task=task, expected=expected)
 
 
 def test_a_store_that_workers_do_not_see_is_refused(tmp_path):
@@ -322,11 +326,14 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch, visible):
 
 
 def test_workers_share_a_compile_cache_unless_the_user_has_one(monkeypatch, tmp_path):
+    set_in_jax = {}
+    jax = types.SimpleNamespace(config=types.SimpleNamespace(update=set_in_jax.__setitem__))
+    monkeypatch.setitem(sys.modules, "jax", jax)
     # Set first, so that monkeypatch removes what the function adds.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    monkeypatch.setattr(executor_module.sys, "modules", {})
     executor_module._use_compile_cache(tmp_path)
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine" and not set_in_jax
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     executor_module._use_compile_cache(tmp_path)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(f"{tmp_path}/")
+    assert set_in_jax == {"jax_compilation_cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"]}
