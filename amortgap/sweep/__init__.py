@@ -5,8 +5,9 @@ The command line is in `amortgap.sweep.config`, the Dask executor in `amortgap.s
 """
 
 from .cells import NOT_HASHED, Cell, grid, make_cells
+from .executors import Threads, serial
 from .records import CellResult, DamagedRecord, Record, Store, open_store
-from .run import Summary, list_cells, run_cells, serial
+from .run import Summary, list_cells, run_cells
 from .table import Column, Schema, Table, build_table, read_csv, write_table
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Store",
     "Summary",
     "Table",
+    "Threads",
     "build_table",
     "grid",
     "list_cells",

@@ -23,8 +23,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .executor import ClusterError, DaskExecutor, comparable, difference
 from .manifest import versions
+from .remote import ClusterError, DaskExecutor, comparable, difference
 
 logger = logging.getLogger(__name__)
 

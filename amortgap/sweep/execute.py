@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -172,13 +173,24 @@ def _cell_log(store: Store, job: Job) -> Iterator[None]:
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
+        # Other cells may run in other threads, each with a log of its own.
+        thread = threading.get_ident()
+        handler.addFilter(lambda record: record.thread == thread)
         file.write(f"attempt {job.attempt} on {socket.gethostname()}, process {os.getpid()}\n")
-        logging.captureWarnings(True)
         try:
             yield
         except BaseException:
             file.write(traceback.format_exc())
             raise
         finally:
-            logging.captureWarnings(False)
             root.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def captured_warnings() -> Iterator[None]:
+    """Send warnings to the logs while cells run."""
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)

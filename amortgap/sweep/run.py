@@ -7,14 +7,11 @@
     raise SystemExit(summary.exit_status)
 
 A finished cell is never computed again, so running the same command again resumes. Where cells run is the executor's
-business and makes no difference to the records. An executor is a function of (task, units, stop) that yields, in any
-order, each unit with the outcomes the task returned for it, or with the exception that kept it from running;
-it hands out no new unit once `stop.requested`.
+business (`executors`, `cluster`) and makes no difference to the records.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -23,80 +20,19 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import tqdm
 import tqdm.contrib.logging
 
 from .cells import Cell, varying
-from .execute import Job, Outcome, Task, Unit, make_record
+from .execute import Job, Outcome, Task, Unit, captured_warnings, make_record
+from .executors import Executor, Stop, serial
 from .manifest import begin_run, end_run
 from .records import CellResult, Record, Store
 from .table import Schema
 
 logger = logging.getLogger(__name__)
-
-
-class Stop:
-    """Whether the user asked to stop."""
-
-    requested: bool = False
-
-
-@runtime_checkable
-class Executor(Protocol):
-    """Applies `task` to every unit, somewhere; `slots` is how many it runs at a time."""
-
-    @property
-    def slots(self) -> int: ...
-
-    def __call__(
-        self, task: Task, units: Sequence[Unit], stop: Stop
-    ) -> Iterator[tuple[Unit, list[Outcome] | Exception]]: ...
-
-
-class _Serial:
-    slots = 1
-
-    def __call__(self, task: Task, units: Sequence[Unit], stop: Stop) -> Iterator[tuple[Unit, list[Outcome]]]:
-        for unit in units:
-            if stop.requested:
-                return
-            yield unit, task(unit)
-
-
-serial: Executor = _Serial()
-"""Executor that computes one unit after the other in this process."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Threads:
-    """Executor that computes `slots` units at a time in threads of this process.
-
-    For cells that spend their time outside the interpreter lock, as compiled code does: one thread compiles while
-    another computes.
-    """
-
-    slots: int
-
-    def __call__(
-        self, task: Task, units: Sequence[Unit], stop: Stop
-    ) -> Iterator[tuple[Unit, list[Outcome] | Exception]]:
-        waiting = iter(units)
-        running: dict[concurrent.futures.Future[list[Outcome]], Unit] = {}
-        with concurrent.futures.ThreadPoolExecutor(self.slots) as pool:
-            while True:
-                while len(running) < self.slots and not stop.requested and (unit := next(waiting, None)) is not None:
-                    running[pool.submit(task, unit)] = unit
-                if not running:
-                    return
-                # The timeout lets the main thread look at signals while the cells run.
-                done, _ = concurrent.futures.wait(running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    unit, error = running.pop(future), future.exception()
-                    if isinstance(error, OSError):
-                        raise error
-                    yield unit, error if isinstance(error, Exception) else future.result()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +91,7 @@ def run_cells(
         task = Task(store, compute, group_by is not None, schema, logging.getLogger("amortgap").getEffectiveLevel())
         manifest = begin_run(store.path, _describe(cells))
         try:
-            with _interrupts(stop), _progress(len(cells), status, executor.slots) as progress:
+            with _interrupts(stop), captured_warnings(), _progress(len(cells), status, executor.slots) as progress:
                 for key, outcome in _outcomes(executor, task, _units(jobs, group_by), stop):
                     status[key] = outcome
                     progress(outcome)

@@ -25,8 +25,9 @@ import tyro
 
 from .cells import NOT_HASHED, Cell
 from .cluster import ClusterError, dask_executor
+from .executors import Executor, Threads, serial
 from .records import open_store
-from .run import Executor, Summary, Threads, list_cells, run_cells, serial, unfinished
+from .run import Summary, list_cells, run_cells, unfinished
 from .table import Schema, build_table, write_table
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,6 @@ def run_sweep(
     with status 1 and its message; finished cells are kept.
     """
     setup_logging(options.log_level)
-    if options.threads < 1:
-        raise SystemExit(f"error: --threads must be at least 1, got {options.threads}")
     try:
         store = open_store(options.out)
         if options.dry_run:

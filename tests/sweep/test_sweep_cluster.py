@@ -14,12 +14,12 @@ import pytest
 pytest.importorskip("distributed")
 
 from amortgap.sweep import cluster as cluster_module
-from amortgap.sweep import executor as executor_module
 from amortgap.sweep import make_cells, open_store
+from amortgap.sweep import remote as remote_module
 from amortgap.sweep.cluster import ClusterError, dask_executor
 from amortgap.sweep.execute import Job, Task
+from amortgap.sweep.executors import Stop
 from amortgap.sweep.records import CellResult
-from amortgap.sweep.run import Stop
 
 LOCAL = ("--cluster", "local:2")
 
@@ -261,16 +261,16 @@ def test_a_worker_with_other_versions_is_refused_at_connect_and_when_it_joins_la
     with pytest.raises(ClusterError, match=message):
         cluster_module._check_cluster(Cluster(there), 1.0)
     task = Task(open_store(tmp_path), lambda config: CellResult(), False, None, 20)
-    expected = executor_module.comparable(HERE)
-    monkeypatch.setattr(executor_module, "versions", lambda: there)
+    expected = remote_module.comparable(HERE)
+    monkeypatch.setattr(remote_module, "versions", lambda: there)
     with pytest.raises(ClusterError, match=message.split(": ")[-1]):
-        executor_module._remote((), "cell", task=task, expected=expected)
+        remote_module._remote((), "cell", task=task, expected=expected)
 
 
 def test_a_store_that_workers_do_not_see_is_refused(tmp_path):
     store = open_store(tmp_path / "out")
     task = Task(store, lambda config: CellResult(), False, None, 20)
-    executor = executor_module.DaskExecutor(Cluster(HERE, sees=False), 1, False, 1.0)
+    executor = remote_module.DaskExecutor(Cluster(HERE, sees=False), 1, False, 1.0)
     with pytest.raises(ClusterError, match=rf"folder {store.path} is not shared with the workers .*there:1"):
         next(executor(task, [], Stop()))
     assert not list(store.path.glob(".seen*"))
@@ -331,9 +331,9 @@ def test_workers_share_a_compile_cache_unless_the_user_has_one(monkeypatch, tmp_
     monkeypatch.setitem(sys.modules, "jax", jax)
     # Set first, so that monkeypatch removes what the function adds.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    executor_module._use_compile_cache(tmp_path)
+    remote_module._use_compile_cache(tmp_path)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine" and not set_in_jax
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    executor_module._use_compile_cache(tmp_path)
+    remote_module._use_compile_cache(tmp_path)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(f"{tmp_path}/")
     assert set_in_jax == {"jax_compilation_cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"]}
