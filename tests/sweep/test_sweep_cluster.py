@@ -141,6 +141,10 @@ def running(started, tmp_path):
     """A scheduler with its file, and a function that starts workers without a nanny."""
     file = tmp_path / "scheduler.json"
     scheduler = started("scheduler", *LOOPBACK, "--port", "0", "--scheduler-file", str(file))
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline, "the scheduler does not start"
+        time.sleep(0.1)
 
     def worker(*args):
         return started("worker", "--scheduler-file", str(file), *LOOPBACK, "--no-nanny", *(args or ("--nthreads", "1")))
