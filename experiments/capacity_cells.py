@@ -23,7 +23,7 @@ SCHEMA = Schema(
     version=1,
     columns=(
         Column("model", str, "factor_analysis (exact ladder) or vae (deep model)", key=True),
-        Column("decoder", str, "shared: one frozen decoder for all encoders; joint: trained with each encoder", key=True),
+        Column("decoder", str, "shared: one frozen decoder for all; joint: trained with each encoder", key=True),
         Column("family", str, "variational family", key=True),
         Column("encoder", str, "constant, linear (capacity = rank) or mlp (capacity = width)", key=True),
         Column("depth", int, "hidden layers of the encoder", key=True),
@@ -182,9 +182,7 @@ class Compute:
         return train_and_measure(studies, model, references)
 
     def _reference(self, study: Study, model: Any, split: str) -> Reference:
-        return self._once(
-            (study.model, study.family, split), lambda: make_reference(study, model, study.family, split)
-        )
+        return self._once((study.model, study.family, split), lambda: make_reference(study, model, study.family, split))
 
     def _joint(self, study: Study) -> CellResult:
         family, data = make_family(study.family, study.latent_dim), images(study)
@@ -205,9 +203,7 @@ def train_decoder(study: Study, family: Any, *, seed: int, width: int, depth: in
         width=study.decoder_width,
         depth=2,
     )
-    encoder = ag.encoders.mlp(
-        _key("encoder of the vae", seed), data.train.shape[1], family, width=width, depth=depth
-    )
+    encoder = ag.encoders.mlp(_key("encoder of the vae", seed), data.train.shape[1], family, width=width, depth=depth)
     return ag.train_vae(
         _key("vae training", seed),
         data.train,
@@ -283,11 +279,11 @@ def train_and_measure(studies: Sequence[Study], model: Any, references: dict[str
         options |= {"batch_size": first.batch_size}
     fit = _train(keys, jnp.asarray(data.train), model, family, stacked, rates, tuple(options.items()))
     total = steps
-    for extension in range(first.extensions):
+    for _ in range(first.extensions):
         if bool(jnp.all(jnp.abs(fit.change) <= first.convergence_tolerance)):
             break
-        again = jax.vmap(lambda key: jax.random.fold_in(key, 1 + extension))(keys)
-        fit = _train(again, jnp.asarray(data.train), model, family, fit.encoder, rates / 3, tuple(options.items()))
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        fit = _train(keys, jnp.asarray(data.train), model, family, fit.encoder, rates / 3, tuple(options.items()))
         total += steps
     rows = measure(studies, model, family, fit.encoder, references)
     return [
@@ -303,9 +299,7 @@ def _rate(study: Study) -> float:
 @functools.partial(jax.jit, static_argnames=("options",))
 def _train(keys: Any, xs: Any, model: Any, family: Any, encoders: Any, rates: Any, options: tuple) -> ag.AmortizedFit:
     def train(key: jax.Array, encoder: Any, rate: jax.Array) -> ag.AmortizedFit:
-        fit = ag.amortized_vi(
-            key, xs, model=model, family=family, encoder=encoder, learning_rate=rate, **dict(options)
-        )
+        fit = ag.amortized_vi(key, xs, model=model, family=family, encoder=encoder, learning_rate=rate, **dict(options))
         return dataclasses.replace(fit, model=None)
 
     return jax.vmap(train)(keys, encoders, rates)
@@ -401,4 +395,3 @@ def _result(
     }
     message = "" if bool(finite) else "training met a value that is not finite; the last good weights are kept"
     return CellResult(rows=[common | row for row in rows], message=message)
-
