@@ -92,7 +92,7 @@ class FactorAnalysis:
         """Dimension D of x."""
         return self.loadings.shape[-2]
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         check_row_shape(name, xs, (self.data_dim,))
 
