@@ -60,7 +60,7 @@ def test_full_rank_optimum_of_factor_analysis_is_the_posterior(key):
     assert fit.converged.all()
 
 
-@pytest.mark.parametrize("method", ["natural_gradient", "adam"])
+@pytest.mark.parametrize("method", ["natural_gradient", pytest.param("adam", marks=pytest.mark.slow)])
 def test_optimum_of_poisson_gamma(key, method):
     xs = jnp.array([[0.0, 1.0], [1.0, 1.0], [7.0, 2.0], [40.0, 1.0]])
     fit = ag.fit_local(key, xs, model=COUNTS, family=SCALAR, method=method)
