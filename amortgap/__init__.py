@@ -13,10 +13,11 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from amortgap import encoders, evidence, families, gaps, inference, models, objectives
-    from amortgap.evidence import log_evidence
+    from amortgap.aggregate import aggregate_posterior
+    from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.gaps import Gaps
     from amortgap.inference import AmortizedFit, LocalFit, amortized_vi, fit_local, local_vi, train_vae
-    from amortgap.measure import evaluate_bounds, evidence_of_data, inference_gaps
+    from amortgap.measure import evaluate_bounds, inference_gaps
     from amortgap.objectives import elbo, iw_bound
 
 _HOMES = {
@@ -29,12 +30,14 @@ _HOMES = {
     "LocalFit": "inference",
     "AmortizedFit": "inference",
     "log_evidence": "evidence",
+    "evidence_of_data": "evidence",
+    "evidence_bounds": "evidence",
+    "aggregate_posterior": "aggregate",
     "evaluate_bounds": "measure",
-    "evidence_of_data": "measure",
     "inference_gaps": "measure",
     "Gaps": "gaps",
 }
-_MODULES = ("data", "encoders", "evidence", "families", "figures", "gaps", "inference", "models", "objectives", "weights")
+_MODULES = ("data", "diagnostics", "encoders", "evidence", "families", "figures", "gaps", "inference", "models", "objectives", "weights")
 
 __all__ = [*_HOMES, "encoders", "evidence", "families", "gaps", "inference", "models", "objectives"]
 
