@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from amortgap import encoders, evidence, families, gaps, inference, models, objectives
+    from amortgap import data, diagnostics, encoders, evidence, families, gaps, inference, models, objectives, weights
     from amortgap.aggregate import aggregate_posterior
     from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.gaps import Gaps
@@ -37,9 +37,47 @@ _HOMES = {
     "inference_gaps": "measure",
     "Gaps": "gaps",
 }
-_MODULES = ("data", "diagnostics", "encoders", "evidence", "families", "figures", "gaps", "inference", "models", "objectives", "weights")
+_MODULES = (
+    "data",
+    "diagnostics",
+    "encoders",
+    "evidence",
+    "families",
+    "figures",
+    "gaps",
+    "inference",
+    "models",
+    "objectives",
+    "weights",
+)
 
-__all__ = [*_HOMES, "encoders", "evidence", "families", "gaps", "inference", "models", "objectives"]
+__all__ = [
+    "AmortizedFit",
+    "Gaps",
+    "LocalFit",
+    "aggregate_posterior",
+    "amortized_vi",
+    "data",
+    "diagnostics",
+    "elbo",
+    "encoders",
+    "evaluate_bounds",
+    "evidence",
+    "evidence_bounds",
+    "evidence_of_data",
+    "families",
+    "fit_local",
+    "gaps",
+    "inference",
+    "inference_gaps",
+    "iw_bound",
+    "local_vi",
+    "log_evidence",
+    "models",
+    "objectives",
+    "train_vae",
+    "weights",
+]
 
 
 def __getattr__(name: str) -> Any:

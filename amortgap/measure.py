@@ -145,6 +145,8 @@ def inference_gaps(
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    check_count("num_samples", num_samples, minimum=2)
+    check_count("evidence_samples", evidence_samples)
     n = num_rows(xs)
     if optimum_samples is not None:
         check_count("optimum_samples", optimum_samples, minimum=2 * family.latent_dim)

@@ -13,6 +13,10 @@ from jaxtyping import Array, Float
 from amortgap._checks import as_data, check_count, check_key, checked_record
 from amortgap.networks import Network, count_weights, dense, pad_weights
 
+# Encoders start near phi = 0, the standard normal: from random scales the first steps meet ELBOs of -10^4 and a narrow
+# network may never recover.
+_OUTPUT_SCALE = 0.1
+
 
 @checked_record
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ def linear(key: jax.Array, in_dim: int, family: Any, *, rank: int, standardize: 
     check_key(key)
     check_count("in_dim", in_dim)
     check_count("rank", rank, maximum=family.latent_dim)
-    return _encoder(dense(key, (in_dim, rank, family.size), activation="identity"), in_dim, standardize)
+    network = dense(key, (in_dim, rank, family.size), activation="identity", output_scale=_OUTPUT_SCALE)
+    return _encoder(network, in_dim, standardize)
 
 
 def mlp(
@@ -162,11 +167,12 @@ def mlp(
     check_count("width", width)
     check_count("depth", depth)
     sizes = (in_dim, *[width] * depth, family.size)
-    return _encoder(dense(key, sizes, activation=activation), in_dim, standardize)
+    network = dense(key, sizes, activation=activation, output_scale=_OUTPUT_SCALE)
+    return _encoder(network, in_dim, standardize)
 
 
-def stack_padded(encoders: Sequence[Encoder]) -> Encoder:
-    """Return encoders of one depth as a single stacked encoder, narrow ones padded with zero weights.
+def stack_padded(encoders: Sequence[Any]) -> Any:
+    """Return encoders of one kind and depth as a single stacked encoder, narrow ones padded with zero weights.
 
     The result has a leading axis on every leaf and is meant for `jax.vmap`: one compilation serves all widths, and
     padded units stay exactly zero under gradient training.
@@ -176,11 +182,9 @@ def stack_padded(encoders: Sequence[Encoder]) -> Encoder:
     """
     if not encoders:
         raise ValueError("encoders must hold at least one encoder, got none")
+    if len({(type(encoder), encoder.in_dim, len(jax.tree.leaves(encoder))) for encoder in encoders}) > 1:
+        raise ValueError("encoders must be of one kind, input size and number of layers to be stacked")
     largest = max(encoders, key=lambda encoder: encoder.num_weights)
-    if len({len(jax.tree.leaves(encoder.network)) for encoder in encoders}) > 1:
-        raise ValueError("encoders must have the same number of layers to be stacked")
-    padded = []
-    for encoder in encoders:
-        leaves = jax.tree.unflatten(jax.tree.structure(largest.network), jax.tree.leaves(encoder.network))
-        padded.append(Encoder(pad_weights(leaves, largest.network), encoder.centre, encoder.spread, encoder.in_dim))
+    structure = jax.tree.structure(largest)
+    padded = [pad_weights(jax.tree.unflatten(structure, jax.tree.leaves(encoder)), largest) for encoder in encoders]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)

@@ -15,6 +15,7 @@ from amortgap._checks import (
     check_choice,
     check_count,
     check_data,
+    check_datum,
     check_encoder,
     check_key,
     check_positive,
@@ -67,7 +68,9 @@ def _settings(family: Any, method: str, num_steps: Any, warmup_steps: Any, num_s
     check_choice("method", method, METHODS)
     natural = isinstance(family, (MeanFieldNormal, FullRankNormal))
     if method == "natural_gradient" and not natural:
-        raise ValueError(f"method 'natural_gradient' needs a mean field or full rank normal, got {type(family).__name__}")
+        raise ValueError(
+            f"method 'natural_gradient' needs a mean field or full rank normal, got {type(family).__name__}"
+        )
     if method == "auto":
         method = "natural_gradient" if natural else "adam"
     if num_steps is None:
@@ -122,6 +125,7 @@ def local_vi(
       ValueError: bad key, sizes or settings.
     """
     check_key(key)
+    x = check_datum(x, model)
     check_sizes(model, family)
     settings = _settings(family, method, num_steps, warmup_steps, num_samples, tolerance, init is not None)
     if init is not None:
@@ -290,7 +294,11 @@ def _fit_chunk(
     key: jax.Array, begin: Any, xs: Any, init: Any, model: Any, family: Any, encoder: Any, settings: _Settings
 ) -> LocalFit:
     def fit(index: Array, x: Any, start: Any) -> LocalFit:
-        starts = [candidate[None, :] for candidate in (start, None if encoder is None else encoder(x)) if candidate is not None]
+        starts = [
+            candidate[None, :]
+            for candidate in (start, None if encoder is None else encoder(x))
+            if candidate is not None
+        ]
         offered = jnp.concatenate(starts) if starts else None
         return _local_vi(jax.random.fold_in(key, index), x, offered, model, family, settings)
 

@@ -93,7 +93,7 @@ class FactorAnalysis:
         """Dimension D of x."""
         return self.loadings.shape[-2]
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         check_row_shape(name, xs, (self.data_dim,))
 
@@ -150,22 +150,33 @@ class FactorAnalysis:
         precision = self.posterior_precision()
         return 0.5 * (jnp.sum(jnp.log(jnp.diag(precision))) - jnp.linalg.slogdet(precision)[1])
 
-    def rank_gap(self, xs: Float[Array, "N D"], rank: int) -> Float[Array, ""]:
-        """Return the mean amortization gap over `xs` of the best affine encoder with a bottleneck of `rank`, in nats.
+    def rank_gap(
+        self, xs: Float[Array, "N D"], rank: int, *, held_out: Float[Array, "M D"] | None = None
+    ) -> Float[Array, ""]:
+        """Return the mean amortization gap of the best affine encoder with a bottleneck of `rank`, in nats.
 
-        Formula: `1/2 sum_{j > rank} sv_j^2 / N` with the singular values of `(m(x_i) - mean m) Lambda^{1/2}`
-        stacked over data: the best affine map of given rank is the truncated singular value decomposition
-        (Eckart and Young 1936) in the metric of the posterior precision. It holds for mean field and full rank
-        normals alike, whose optimal scales do not depend on x. The bound is for the data the encoder was fitted to.
+        Formula: `1/2 sum_{j > rank} sv_j^2 / N` with the singular values of `(m(x_i) - mean m)' Lambda^{1/2}` stacked
+        over data: the best affine map of given rank is the truncated singular value decomposition (Eckart and Young
+        1936) in the metric of the posterior precision. It holds for mean field and full rank normals alike, whose
+        optimal scales do not depend on x.
+
+        Args:
+          xs: the data that the encoder is fitted to, [N, D].
+          rank: width of the bottleneck, from 0 (a constant encoder) to d.
+          held_out: data on which the encoder fitted to `xs` is judged; None for `xs` themselves.
 
         Raises:
           ValueError: `rank` is not in [0, d].
         """
         check_count("rank", rank, minimum=0, maximum=self.latent_dim)
-        means = jax.vmap(self.posterior_mean)(xs)
         root = jnp.linalg.cholesky(self.posterior_precision())
-        values = jnp.linalg.svd((means - jnp.mean(means, axis=0)[None, :]) @ root, compute_uv=False)
-        return 0.5 * jnp.sum(values[rank:] ** 2) / xs.shape[0]
+        means = jax.vmap(self.posterior_mean)(xs)
+        centre = jnp.mean(means, axis=0)[None, :]
+        _, _, directions = jnp.linalg.svd((means - centre) @ root, full_matrices=False)
+        judged = means if held_out is None else jax.vmap(self.posterior_mean)(held_out)
+        # What the encoder cannot express is the part of the means along the discarded directions.
+        lost = (judged - centre) @ root @ directions[rank:].T
+        return 0.5 * jnp.sum(lost**2) / judged.shape[0]
 
 
 class FactorAnalysisFit(NamedTuple):

@@ -4,12 +4,14 @@
 The command line is in `amortgap.sweep.config`, the Dask executor in `amortgap.sweep.cluster`.
 """
 
-from .cells import Cell, grid, make_cells, not_hashed
+from .cells import NOT_HASHED, Cell, grid, make_cells
+from .executors import Threads, serial
 from .records import CellResult, DamagedRecord, Record, Store, open_store
-from .run import Summary, list_cells, run_cells, serial
+from .run import Summary, list_cells, run_cells
 from .table import Column, Schema, Table, build_table, read_csv, write_table
 
 __all__ = [
+    "NOT_HASHED",
     "Cell",
     "CellResult",
     "Column",
@@ -19,11 +21,11 @@ __all__ = [
     "Store",
     "Summary",
     "Table",
+    "Threads",
     "build_table",
     "grid",
     "list_cells",
     "make_cells",
-    "not_hashed",
     "open_store",
     "read_csv",
     "run_cells",

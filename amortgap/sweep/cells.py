@@ -6,7 +6,7 @@
 The hash says what a result *is*: sha256 of the canonical JSON of the configuration, the schema version of the table,
 the sha256 of the data and a semantics version, which is raised by hand when a change of the code changes results.
 The commit and the package versions are not in it (each commit would empty the store); they are in the manifest.
-Fields that cannot change a result (an output folder, a progress switch) are declared with `not_hashed`.
+A field that cannot change a result is left out by `field(default=..., metadata=NOT_HASHED)`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ import logging
 import math
 import numbers
 import pathlib
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .fields import field_types, replace_field
 
 logger = logging.getLogger(__name__)
+
+NOT_HASHED = types.MappingProxyType({"hash": False})
+"""Metadata of a dataclass field that cannot change a result, such as an output folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +39,6 @@ class Cell:
     config: Any
     key: str
     identity: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
-
-
-def not_hashed(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING) -> Any:
-    """Declare a dataclass field that does not affect results and is left out of the content hash."""
-    if default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=default_factory, metadata={"hash": False})
-    return dataclasses.field(default=default, metadata={"hash": False})
 
 
 def canonical(value: Any, where: str = "config") -> Any:

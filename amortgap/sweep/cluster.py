@@ -7,7 +7,7 @@
     tcp://host:port  a running scheduler (tls:// as well); workers started with `dask worker ... --nthreads 1`
     file:PATH        the same through a scheduler file on a shared folder (SLURM, any account on a cluster)
 
-Workers must run one cell at a time, have this process' versions, and see the folder of the store.
+Workers must run one cell at a time, have this process' versions, and see the folder of the store and of the script.
 A scheduler port trusts everybody who can reach it: keep it on loopback, a private network, or TLS.
 A script that uses `local:N` needs `if __name__ == "__main__":`, since the workers import it.
 """
@@ -19,12 +19,13 @@ import logging
 import os
 import pathlib
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .executor import ClusterError, DaskExecutor, comparable, difference
 from .manifest import versions
+from .remote import ClusterError, DaskExecutor, comparable, difference
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def dask_executor(
     if kind not in ("local", "tcp", "tls", "file") or not rest:
         raise ValueError(f"cluster: {cluster!r} is none of local:N, tcp://host:port, file:PATH")
     try:
-        import dask
+        import dask.config
         import distributed
     except ImportError as error:
         raise ValueError(f"cluster: {cluster!r} needs the package distributed (extra [dask])") from error
@@ -64,7 +65,10 @@ def dask_executor(
         else:
             client = _connect(patience, address=cluster)
         stack.callback(client.close)
-        yield DaskExecutor(client, _check_cluster(client, patience), gpus, patience)
+        slots = _check_cluster(client, patience)
+        if kind != "local":
+            _share_script_folder(client)
+        yield DaskExecutor(client, slots, gpus, patience)
 
 
 def _count(text: str) -> int:
@@ -82,13 +86,13 @@ def _awaited(path: pathlib.Path, patience: float) -> pathlib.Path:
     return path
 
 
-def _connect(patience: float, **where: str) -> Any:
+def _connect(patience: float, address: str | None = None, scheduler_file: str | None = None) -> Any:
     import distributed
 
     try:
-        return distributed.Client(timeout=patience, **where)
+        return distributed.Client(address, timeout=patience, scheduler_file=scheduler_file)
     except (OSError, ValueError) as error:
-        raise ClusterError(f"cluster: no scheduler at {', '.join(where.values())}: {error}") from error
+        raise ClusterError(f"cluster: no scheduler at {address or scheduler_file}: {error}") from error
 
 
 def _check_cluster(client: Any, patience: float) -> int:
@@ -105,6 +109,30 @@ def _check_cluster(client: Any, patience: float) -> int:
         if comparable(found) != expected:
             raise ClusterError(f"cluster: worker {address}: {difference(expected, found)}")
     return len(threads)
+
+
+def _share_script_folder(client: Any) -> None:
+    """Let scheduler and workers import what lies beside the running script, as this process does."""
+    import distributed
+
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is None:
+        return
+    folder = str(pathlib.Path(script).resolve().parent)
+
+    class ScriptFolder(distributed.WorkerPlugin):
+        name = "amortgap-script-folder"
+
+        def setup(self, worker: Any) -> None:
+            _append_path(folder)
+
+    client.run_on_scheduler(_append_path, folder)
+    client.register_plugin(ScriptFolder())
+
+
+def _append_path(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _local_cluster(workers: int, gpus: bool, memory_limit: str) -> Any:
@@ -129,7 +157,8 @@ def _local_cluster(workers: int, gpus: bool, memory_limit: str) -> Any:
         "cls": distributed.Scheduler,
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
-    return distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.ERROR)
+    silence: Any = logging.ERROR
+    return distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=silence)
 
 
 def _visible_gpus() -> list[str]:

@@ -71,7 +71,7 @@ def parse_args(
     try:
         if chosen.preset is not None and chosen.preset not in presets:
             raise ValueError(f"--preset {chosen.preset}: {nearest(chosen.preset, presets)}")
-        base = presets.get(chosen.preset)
+        base = None if chosen.preset is None else presets[chosen.preset]
         if chosen.config is not None:
             base = load_config(cls, chosen.config, base)
     except ValueError as error:

@@ -14,9 +14,9 @@ import hashlib
 import logging
 import os
 import socket
+import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -71,7 +71,9 @@ class Task:
         package = logging.getLogger("amortgap")
         if package.getEffectiveLevel() != self.log_level:
             package.setLevel(self.log_level)
-        settled = {job.cell.key: status for job in unit if (status := self._settled(job)) is not None}
+        settled: dict[str, Status] = {
+            job.cell.key: status for job in unit if (status := self._settled(job)) is not None
+        }
         pending = [job for job in unit if job.cell.key not in settled]
         if pending:
             settled.update(self._run(pending))
@@ -166,19 +168,29 @@ def _arrays_bytes(result: CellResult) -> bytes | None:
 
 @contextlib.contextmanager
 def _cell_log(store: Store, job: Job) -> Iterator[None]:
-    handler = logging.FileHandler(store.log_path(job.cell.key), delay=False)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    root.addHandler(handler)
-    handler.stream.write(f"attempt {job.attempt} on {socket.gethostname()}, process {os.getpid()}\n")
-    try:
-        with warnings.catch_warnings():
-            logging.captureWarnings(True)
+    with store.log_path(job.cell.key).open("a") as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+        # Other cells may run in other threads, each with a log of its own.
+        thread = threading.get_ident()
+        handler.addFilter(lambda record: record.thread == thread)
+        file.write(f"attempt {job.attempt} on {socket.gethostname()}, process {os.getpid()}\n")
+        try:
             yield
-    except BaseException:
-        handler.stream.write(traceback.format_exc())
-        raise
+        except BaseException:
+            file.write(traceback.format_exc())
+            raise
+        finally:
+            root.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def captured_warnings() -> Iterator[None]:
+    """Send warnings to the logs while cells run."""
+    logging.captureWarnings(True)
+    try:
+        yield
     finally:
         logging.captureWarnings(False)
-        root.removeHandler(handler)
-        handler.close()

@@ -7,9 +7,7 @@
     raise SystemExit(summary.exit_status)
 
 A finished cell is never computed again, so running the same command again resumes. Where cells run is the executor's
-business and makes no difference to the records. An executor is a function of (task, units, stop) that yields, in any
-order, each unit with the outcomes the task returned for it, or with the exception that kept it from running;
-it hands out no new unit once `stop.requested`.
+business (`executors`, `cluster`) and makes no difference to the records.
 """
 
 from __future__ import annotations
@@ -22,48 +20,19 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import tqdm
 import tqdm.contrib.logging
 
 from .cells import Cell, varying
-from .execute import Job, Outcome, Task, Unit, make_record
+from .execute import Job, Outcome, Task, Unit, captured_warnings, make_record
+from .executors import Executor, Stop, serial
 from .manifest import begin_run, end_run
 from .records import CellResult, Record, Store
 from .table import Schema
 
 logger = logging.getLogger(__name__)
-
-
-class Stop:
-    """Whether the user asked to stop."""
-
-    requested: bool = False
-
-
-class Executor(Protocol):
-    """Applies `task` to every unit, somewhere; `slots` is how many cells it runs at a time."""
-
-    slots: int
-
-    def __call__(
-        self, task: Task, units: Sequence[Unit], stop: Stop
-    ) -> Iterator[tuple[Unit, list[Outcome] | Exception]]: ...
-
-
-class _Serial:
-    slots = 1
-
-    def __call__(self, task: Task, units: Sequence[Unit], stop: Stop) -> Iterator[tuple[Unit, list[Outcome]]]:
-        for unit in units:
-            if stop.requested:
-                return
-            yield unit, task(unit)
-
-
-serial: Executor = _Serial()
-"""Executor that computes one unit after the other in this process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +91,7 @@ def run_cells(
         task = Task(store, compute, group_by is not None, schema, logging.getLogger("amortgap").getEffectiveLevel())
         manifest = begin_run(store.path, _describe(cells))
         try:
-            with _interrupts(stop), _progress(len(cells), status, executor.slots) as progress:
+            with _interrupts(stop), captured_warnings(), _progress(len(cells), status, executor.slots) as progress:
                 for key, outcome in _outcomes(executor, task, _units(jobs, group_by), stop):
                     status[key] = outcome
                     progress(outcome)

@@ -18,15 +18,16 @@ import logging
 import pathlib
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from .cells import Cell, not_hashed
+from .cells import NOT_HASHED, Cell
 from .cluster import ClusterError, dask_executor
+from .executors import Executor, Threads, serial
 from .records import open_store
-from .run import Executor, Summary, list_cells, run_cells, serial, unfinished
+from .run import Summary, list_cells, run_cells, unfinished
 from .table import Schema, build_table, write_table
 
 logger = logging.getLogger(__name__)
@@ -36,21 +37,23 @@ logger = logging.getLogger(__name__)
 class SweepOptions:
     """Flags of every sweep script; none of them can change a result, so none is part of a cell's hash."""
 
-    out: pathlib.Path = not_hashed(pathlib.Path("results/sweep"))
+    out: pathlib.Path = field(default=pathlib.Path("results/sweep"), metadata=NOT_HASHED)
     """Folder of the sweep; running again with the same folder resumes."""
-    cluster: str | None = not_hashed(None)
+    cluster: str | None = field(default=None, metadata=NOT_HASHED)
     """Where cells run: local:N, tcp://host:port or file:PATH (a Dask scheduler file). Default: in this process."""
-    dry_run: bool = not_hashed(False)
+    threads: int = field(default=1, metadata=NOT_HASHED)
+    """Without --cluster: cells (or groups of cells) computed at a time in this process."""
+    dry_run: bool = field(default=False, metadata=NOT_HASHED)
     """List the cells and what is already done, and stop."""
-    retry_failed: bool = not_hashed(False)
+    retry_failed: bool = field(default=False, metadata=NOT_HASHED)
     """Compute cells that failed earlier again."""
-    gpus: bool = not_hashed(False)
+    gpus: bool = field(default=False, metadata=NOT_HASHED)
     """With --cluster: each cell takes one GPU; workers of local:N are pinned to one GPU each."""
-    memory_limit: str = not_hashed("auto")
+    memory_limit: str = field(default="auto", metadata=NOT_HASHED)
     """With --cluster local:N: memory of each worker, e.g. 4GB; beyond it the worker is restarted."""
-    patience: float = not_hashed(60.0)
+    patience: float = field(default=60.0, metadata=NOT_HASHED)
     """With --cluster: seconds to wait for a scheduler or a worker, also when all workers are gone."""
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = not_hashed("INFO")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = field(default="INFO", metadata=NOT_HASHED)
     """Least severe message that is kept, on the terminal and in the log of each cell."""
 
 
@@ -110,7 +113,7 @@ def run_sweep(
 @contextlib.contextmanager
 def _executor(options: SweepOptions, *, idle: bool) -> Iterator[Executor]:
     if options.cluster is None or idle:
-        yield serial
+        yield serial if options.threads == 1 else Threads(options.threads)
         return
     settings = {"gpus": options.gpus, "memory_limit": options.memory_limit, "patience": options.patience}
     with dask_executor(options.cluster, **settings) as executor:

@@ -1,34 +1,14 @@
-"""A sweep script for the tests: trivial cells, some of which do harm. Run as a program, like an experiment.
-
-Every computation appends the number of its cell to `trace`, so that a test can count what was computed.
-"""
+"""A sweep script for the tests: trivial cells, some of which do harm. Run as a program, like an experiment."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import time
-from pathlib import Path
 
-from amortgap.sweep import CellResult, Column, Schema, grid, make_cells, not_hashed
+from driver_cells import SCHEMA, Config, compute, compute_group
+
+from amortgap.sweep import grid, make_cells
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.script import Flat, SweepOptions, run_sweep
-
-SCHEMA = Schema(
-    version=1,
-    columns=(Column("number", int, "number of the cell", key=True), Column("root", float, "its square root")),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    number: int = 0
-    trace: Path = not_hashed(Path("trace"))
-    seconds: float = not_hashed(0.0)
-    raise_at: int = not_hashed(-1)
-    kill_once_at: int = not_hashed(-1)
-    kill_always_at: int = not_hashed(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,25 +17,6 @@ class Args:
     grouped: bool = False
     cell: Config = dataclasses.field(default_factory=Config)
     sweep: Flat = dataclasses.field(default_factory=SweepOptions)
-
-
-def compute(config: Config) -> CellResult:
-    with config.trace.open("a") as file:
-        file.write(f"{config.number}\n")
-    time.sleep(config.seconds)
-    if config.number == config.raise_at:
-        raise RuntimeError(f"cell {config.number} <b>fails</b>")
-    marker = config.trace.with_suffix(".killed")
-    if config.number == config.kill_once_at and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    if config.number == config.kill_always_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return CellResult([{"number": config.number, "root": config.number**0.5}])
-
-
-def compute_group(configs: list[Config]) -> list[CellResult]:
-    return [compute(config) for config in configs]
 
 
 def main() -> int:

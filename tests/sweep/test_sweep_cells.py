@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amortgap.sweep import grid, make_cells, not_hashed
+from amortgap.sweep import NOT_HASHED, grid, make_cells
 from amortgap.sweep.cells import canonical, canonical_json, content_hash
 
 
@@ -39,7 +39,7 @@ class Config:
     family: str = "mean_field"
     seed: int = 0
     encoder: Encoder | Linear = Encoder()
-    out: str = not_hashed("here")
+    out: str = dataclasses.field(default="here", metadata=NOT_HASHED)
 
 
 def keys(configs, **identity):

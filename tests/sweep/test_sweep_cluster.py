@@ -7,18 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 pytest.importorskip("distributed")
 
 from amortgap.sweep import cluster as cluster_module
-from amortgap.sweep import executor as executor_module
 from amortgap.sweep import make_cells, open_store
+from amortgap.sweep import remote as remote_module
 from amortgap.sweep.cluster import ClusterError, dask_executor
 from amortgap.sweep.execute import Job, Task
+from amortgap.sweep.executors import Stop
 from amortgap.sweep.records import CellResult
-from amortgap.sweep.run import Stop
 
 LOCAL = ("--cluster", "local:2")
 
@@ -140,6 +141,10 @@ def running(started, tmp_path):
     """A scheduler with its file, and a function that starts workers without a nanny."""
     file = tmp_path / "scheduler.json"
     scheduler = started("scheduler", *LOOPBACK, "--port", "0", "--scheduler-file", str(file))
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline, "the scheduler does not start"
+        time.sleep(0.1)
 
     def worker(*args):
         return started("worker", "--scheduler-file", str(file), *LOOPBACK, "--no-nanny", *(args or ("--nthreads", "1")))
@@ -190,14 +195,14 @@ def test_workers_with_several_threads_are_refused(running):
     _, worker, where = running
     worker("--nthreads", "2")
     with pytest.raises(ClusterError, match="have several threads; start them with --nthreads 1"):  # noqa: SIM117
-        with dask_executor(where, patience=20):
+        with dask_executor(where, patience=20.0):
             pass
 
 
 @pytest.mark.slow
 def test_a_scheduler_without_workers_is_refused_in_bounded_time(running):
     with pytest.raises(ClusterError, match="no worker after 2 s"):  # noqa: SIM117
-        with dask_executor(running[2], patience=2):
+        with dask_executor(running[2], patience=2.0):
             pass
 
 
@@ -252,21 +257,24 @@ HERE = {"python": "3.11.7", "jax": "0.10.2", "amortgap": "0.1"}
         ({**HERE, "python": "3.12.1"}, "python is 3.12 there and 3.11 here"),
     ],
 )
-def test_a_worker_with_other_versions_is_refused_at_connect_and_when_it_joins_later(monkeypatch, there, message):
+def test_a_worker_with_other_versions_is_refused_at_connect_and_when_it_joins_later(
+    monkeypatch, tmp_path, there, message
+):
     monkeypatch.setattr(cluster_module, "versions", lambda: HERE)
     assert cluster_module._check_cluster(Cluster({**HERE, "python": "3.11.9"}), 1.0) == 1
     with pytest.raises(ClusterError, match=message):
         cluster_module._check_cluster(Cluster(there), 1.0)
-    expected = executor_module.comparable(HERE)
-    monkeypatch.setattr(executor_module, "versions", lambda: there)
+    task = Task(open_store(tmp_path), lambda config: CellResult(), False, None, 20)
+    expected = remote_module.comparable(HERE)
+    monkeypatch.setattr(remote_module, "versions", lambda: there)
     with pytest.raises(ClusterError, match=message.split(": ")[-1]):
-        executor_module._remote((), "cell", task=None, expected=expected)
+        remote_module._remote((), "cell", task=task, expected=expected)
 
 
 def test_a_store_that_workers_do_not_see_is_refused(tmp_path):
     store = open_store(tmp_path / "out")
     task = Task(store, lambda config: CellResult(), False, None, 20)
-    executor = executor_module.DaskExecutor(Cluster(HERE, sees=False), 1, False, 1.0)
+    executor = remote_module.DaskExecutor(Cluster(HERE, sees=False), 1, False, 1.0)
     with pytest.raises(ClusterError, match=rf"folder {store.path} is not shared with the workers .*there:1"):
         next(executor(task, [], Stop()))
     assert not list(store.path.glob(".seen*"))
@@ -322,11 +330,14 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch, visible):
 
 
 def test_workers_share_a_compile_cache_unless_the_user_has_one(monkeypatch, tmp_path):
+    set_in_jax = {}
+    jax = types.SimpleNamespace(config=types.SimpleNamespace(update=set_in_jax.__setitem__))
+    monkeypatch.setitem(sys.modules, "jax", jax)
     # Set first, so that monkeypatch removes what the function adds.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    monkeypatch.setattr(executor_module.sys, "modules", {})
-    executor_module._use_compile_cache(tmp_path)
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
+    remote_module._use_compile_cache(tmp_path)
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine" and not set_in_jax
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    executor_module._use_compile_cache(tmp_path)
+    remote_module._use_compile_cache(tmp_path)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(f"{tmp_path}/")
+    assert set_in_jax == {"jax_compilation_cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"]}

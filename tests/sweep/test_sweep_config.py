@@ -69,7 +69,7 @@ def test_a_file_overrides_the_preset(tmp_path):
 def test_a_union_of_dataclasses_is_told_apart_by_its_type(tmp_path):
     path = written(tmp_path / "base.json", {"other": {"_type": "Encoder", "width": 3}})
     assert load_config(Args, path).other == Encoder(width=3)
-    with pytest.raises(ValueError, match="other._type: unknown 'Encodr', did you mean 'Encoder'"):
+    with pytest.raises(ValueError, match=r"other\._type: unknown 'Encodr', did you mean 'Encoder'"):
         load_config(Args, written(tmp_path / "wrong.json", {"other": {"_type": "Encodr"}}))
 
 

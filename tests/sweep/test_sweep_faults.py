@@ -50,6 +50,15 @@ def test_killed_at_random_moments_again_and_again(drive):
     assert not [path for folder in ("cells", "logs", ".") for path in (sweep.out / folder).glob(".*")]
 
 
+def test_one_interrupt_lets_all_running_threads_finish(drive, interrupt):
+    sweep = drive("stopped", "--cell.seconds", "0.5", "--threads", "2")
+    process = sweep.start()
+    sweep.wait_computing(2)
+    interrupt(process)
+    sweep.finish(process, 130)
+    assert sorted(sweep.rows()) == [0, 1] == sorted(sweep.computed())
+
+
 def test_one_interrupt_finishes_the_running_cell_and_says_how_to_resume(drive, interrupt, assert_no_process_left):
     sweep = drive("stopped", "--cell.seconds", "0.5")
     process = sweep.start()
@@ -64,8 +73,9 @@ def test_one_interrupt_finishes_the_running_cell_and_says_how_to_resume(drive, i
     assert set(sweep.computed().values()) == {1} and sorted(sweep.rows()) == list(range(8))
 
 
-def test_two_interrupts_stop_now(drive, interrupt, assert_no_process_left):
-    sweep = drive("stopped", "--cell.seconds", "60")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_interrupts_stop_now(drive, interrupt, assert_no_process_left, threads):
+    sweep = drive("stopped", "--cell.seconds", "60", "--threads", str(threads))
     process = sweep.start()
     sweep.wait_computing(1)
     interrupt(process)

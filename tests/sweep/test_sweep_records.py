@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import subprocess
 import tempfile
 
 import numpy as np
@@ -198,10 +199,11 @@ def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_pat
 
 def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path):
     host = files_module.socket.gethostname()
-    dead = os.spawnvp(os.P_WAIT, "true", ["true"]) or 2**22 + 1
+    dead = subprocess.Popen(["true"])
+    dead.wait()
     mine = tmp_path / f".a.json~{host}~{os.getpid()}~0"
     theirs = tmp_path / ".a.json~another-host~1~0"
-    leftover = tmp_path / f".a.json~{host}~{dead}~0"
+    leftover = tmp_path / f".a.json~{host}~{dead.pid}~0"
     for path in (mine, theirs, leftover, tmp_path / "a.json"):
         path.touch()
     remove_leftovers(tmp_path)

@@ -8,12 +8,13 @@ import logging
 import math
 import platform
 import sys
+import threading
 import warnings
 
 import numpy as np
 import pytest
 
-from amortgap.sweep import CellResult, grid, list_cells, make_cells, open_store, run_cells
+from amortgap.sweep import CellResult, Threads, grid, list_cells, make_cells, open_store, run_cells
 from amortgap.sweep import manifest as manifest_module
 from amortgap.sweep.manifest import read_manifest
 from amortgap.sweep.run import Summary, unfinished
@@ -134,6 +135,53 @@ def test_a_full_disk_met_by_the_computation_itself_stops_the_sweep(store):
         run_cells(CELLS, Counting(lambda config: config.seed == 2, full), store)
     assert [record.status for record in store.records()] == ["ok", "ok"]
     assert run_cells(CELLS, Counting(), store).exit_status == 0
+
+
+# --- threads
+
+
+def test_threads_compute_at_the_same_time_and_give_the_records_of_one(store, tmp_path):
+    together = threading.Barrier(3, timeout=30)
+
+    def compute(config):
+        together.wait()
+        return CellResult([{"value": 10 * config.width + config.seed}])
+
+    assert run_cells(CELLS, compute, store, executor=Threads(3)) == Summary(12, 0, 0, 0, 0, False)
+    alone = open_store(tmp_path / "alone")
+    run_cells(CELLS, Counting(), alone)
+    assert [record.rows for record in store.records(CELLS)] == [record.rows for record in alone.records(CELLS)]
+
+
+def test_each_thread_writes_the_log_of_its_own_cell(store):
+    together = threading.Barrier(2, timeout=30)
+
+    def compute(config):
+        together.wait()
+        logging.getLogger("amortgap.test").warning("working on seed %d", config.seed)
+        warnings.warn(f"beware of seed {config.seed}", stacklevel=1)
+        together.wait()
+        return CellResult()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run_cells(CELLS[:4], compute, store, executor=Threads(2))
+    for seed, cell in enumerate(CELLS[:4]):
+        text = store.log_path(cell.key).read_text()
+        assert text.count("working on seed") == text.count(f"working on seed {seed}") == 1
+        assert text.count("UserWarning") == text.count(f"UserWarning: beware of seed {seed}") == 1
+
+
+def test_a_full_disk_met_by_a_thread_stops_the_sweep(store):
+    full = OSError(errno.ENOSPC, "No space left on device", "scratch.bin")
+    with pytest.raises(OSError, match="disk full"):
+        run_cells(CELLS, Counting(lambda config: config.seed == 2, full), store, executor=Threads(2))
+    assert {record.status for record in store.records()} <= {"ok"}
+
+
+def test_no_threads_are_refused():
+    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
+        Threads(0)
 
 
 # --- groups

@@ -18,9 +18,9 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .execute import Outcome, Task, Unit
+from .execute import Outcome, Task, Unit, captured_warnings
+from .executors import Stop
 from .manifest import machine, versions
-from .run import Stop
 
 _POLL_SECONDS = 0.5
 _FETCH_SECONDS = 2.0
@@ -131,7 +131,7 @@ class DaskExecutor:
 @contextlib.contextmanager
 def _losing_the_cluster_is_an_error() -> Iterator[None]:
     from distributed import CancelledError
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     try:
         yield
@@ -148,7 +148,8 @@ def _remote(unit: Unit, name: str, *, task: Task, expected: Mapping[str, str]) -
     if comparable(versions()) != expected:
         raise ClusterError(f"worker {name}: {difference(expected, versions())}")
     _use_compile_cache(task.store.path / "compile-cache")
-    return task(unit)
+    with captured_warnings():
+        return task(unit)
 
 
 def _executing(dask_worker: Any) -> list[str]:

@@ -1,0 +1,53 @@
+"""What all figures share: the style sheet, one colour per method, byte-stable files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers; a method keeps its colour in every figure.
+PALETTE = {
+    "mean_field": "#0072B2",
+    "full_rank": "#D55E00",
+    "low_rank": "#009E73",
+    "local": "#000000",
+    "exact": "#000000",
+    "constant": "#777777",
+    "train": "#0072B2",
+    "test": "#CC79A7",
+}
+MARKERS = {"mean_field": "o", "full_rank": "s", "low_rank": "^"}
+LABELS = {"mean_field": "mean field", "full_rank": "full rank", "low_rank": "low rank"}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Apply the package's style sheet to figures made inside the `with` block."""
+    with as_file(files("amortgap") / "amortgap.mplstyle") as sheet, plt.style.context(str(sheet)):
+        yield
+
+
+def zero_line(ax: Axes) -> None:
+    """Draw the line on which inference loses nothing; negative gaps below it are noise and stay visible."""
+    ax.axhline(0.0, color="#000000", linewidth=0.7, zorder=1)
+
+
+def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> list[Path]:
+    """Write `folder/name.pdf` and `.png` without time stamps, so that equal tables give equal bytes; return the paths.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    paths = [Path(folder) / f"{name}.{kind}" for kind in ("pdf", "png")]
+    figure.savefig(paths[0], metadata={"CreationDate": None})
+    figure.savefig(paths[1], metadata={"Software": f"matplotlib {matplotlib.__version__}"})
+    plt.close(figure)
+    return paths

@@ -1,0 +1,51 @@
+"""The sidecar of a table or figure: a JSON file that says which command made it, from what, where and when."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+from .cells import canonical
+from .files import write_atomic
+from .manifest import git_commit, machine, versions
+from .table import Schema
+
+
+def write_sidecar(
+    path: str | pathlib.Path, *, config: Any, files: list[pathlib.Path], schema: Schema | None = None, **facts: Any
+) -> pathlib.Path:
+    """Write the sidecar of `files` at `path`, atomically, and return the path.
+
+    Args:
+      path: where to write, beside the files.
+      config: dataclass with the whole configuration.
+      files: what the sidecar vouches for; their names and sha256 are recorded.
+      schema: columns of the table, written with their meanings.
+      facts: anything else worth keeping, such as seconds or counts; plain data.
+
+    Raises:
+      OSError: the file cannot be written, or one of `files` cannot be read.
+    """
+    path = pathlib.Path(path)
+    script = pathlib.Path(sys.argv[0])
+    document = {
+        # The script by its place in the project: an absolute path would say where, not what.
+        "command": shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]]),
+        "config": canonical({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}),
+        "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **facts,
+    }
+    if schema is not None:
+        document["columns"] = {column.name: column.meaning for column in schema.columns}
+    write_atomic(path, (json.dumps(document, indent=1, allow_nan=False, default=str) + "\n").encode())
+    return path

@@ -1,0 +1,397 @@
+"""What one cell of the capacity sweep computes: the shared references of a study, and encoders trained against them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import amortgap as ag
+from amortgap.data import DataSet, load_digits
+from amortgap.sweep import CellResult, Column, Schema
+
+SPLITS = ("train", "test")
+QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+
+SCHEMA = Schema(
+    version=1,
+    columns=(
+        Column("model", str, "factor_analysis (exact ladder) or vae (deep model)", key=True),
+        Column("decoder", str, "shared: one frozen decoder for all; joint: trained with each encoder", key=True),
+        Column("family", str, "variational family", key=True),
+        Column("encoder", str, "constant, linear (capacity = rank) or mlp (capacity = width)", key=True),
+        Column("depth", int, "hidden layers of the encoder", key=True),
+        Column("capacity", int, "rank of a linear encoder, width of an mlp, 0 of the constant encoder", key=True),
+        Column("seed", int, "seed of the encoder's initial weights and of its training noise", key=True),
+        Column("split", str, "train (the encoder was fitted to these data) or test (held out)", key=True),
+        Column("num_data", int, "number of data"),
+        Column("encoder_parameters", int, "trained scalars of the encoder"),
+        Column("kl_local", float, "mean over data of log p(x) - ELBO(phi*), the KL of local VI, nats"),
+        Column("kl_local_se", float, "its standard error over data"),
+        Column("kl_local_mc_se", float, "its standard error over Monte Carlo draws, evidence included"),
+        Column("kl_local_sum", float, "the same KL summed over data, nats"),
+        Column("kl_amortized", float, "mean over data of log p(x) - ELBO(encoder(x)), nats"),
+        Column("kl_amortized_se", float, "its standard error over data"),
+        Column("kl_amortized_mc_se", float, "its standard error over Monte Carlo draws, evidence included"),
+        Column("kl_amortized_sum", float, "the same KL summed over data, nats"),
+        Column("amortization_gap", float, "mean over data of ELBO(phi*) - ELBO(encoder(x)), shared draws, nats"),
+        Column("amortization_gap_se", float, "its standard error over data"),
+        Column("amortization_gap_mc_se", float, "its standard error over Monte Carlo draws"),
+        Column("amortization_gap_sum", float, "the same gap summed over data, nats"),
+        Column("exact_amortization_gap", float, "closed form of the gap of the best encoder of this rank, nats"),
+        Column("exact_approximation_gap", float, "closed form of kl_local, nats"),
+        Column("elbo_local", float, "mean ELBO of local VI on fresh draws, nats"),
+        Column("elbo_amortized", float, "mean ELBO of the encoder on the same draws: the amortized objective, nats"),
+        Column("log_evidence", float, "mean of log p(x), nats"),
+        Column("log_evidence_mc_se", float, "its standard error over Monte Carlo draws"),
+        Column("evidence_method", str, "how log p(x) was obtained"),
+        Column("evidence_bias", str, "direction in which log p(x) is off in expectation"),
+        Column("local_converged", float, "share of data whose local optimum met its tolerance"),
+        Column("local_suboptimality", float, "mean estimate of what local VI still misses, nats"),
+        Column("training_steps", int, "optimiser steps of the encoder"),
+        Column("training_change", float, "gain of the training objective over the second half of training, nats"),
+        Column("training_change_se", float, "its standard error over data, on shared noise"),
+        Column("converged", bool, "training_change is at most the tolerance and everything is finite"),
+        *(Column(f"gap_q{round(100 * q):03d}", float, f"quantile {q:g} over data of the gap, nats") for q in QUANTILES),
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Everything that determines one cell of the sweep."""
+
+    model: Literal["vae", "factor_analysis"] = "vae"
+    """Set by the sweep: the deep model or the exact ladder."""
+    family: Literal["mean_field", "full_rank"] = "mean_field"
+    """Set by the sweep."""
+    width: int = 0
+    """Set by the sweep: rank or width of the encoder; 0 is the constant encoder."""
+    depth: int = 1
+    """Set by the sweep: hidden layers of the encoder."""
+    seed: int = 0
+    """Set by the sweep: initial weights and training noise of the encoder."""
+    decoder: Literal["shared", "joint"] = "shared"
+    """shared: one frozen decoder isolates capacity; joint: a decoder is trained with each encoder, as VAE users do."""
+    latent_dim: int = 8
+    """Dimension of the latent of both models."""
+    binarisation: Literal["threshold", "fixed"] = "threshold"
+    """How the digits are made binary for the deep model."""
+    data_seed: int = 0
+    """Seed of the split and of the fixed binarisation."""
+    subset: int = 0
+    """Use only the first images of each split; 0 for all."""
+    decoder_width: int = 64
+    """Units of the decoder's two hidden layers."""
+    decoder_steps: int = 6000
+    """Training steps of the VAE whose decoder is frozen."""
+    encoder_steps: int = 4000
+    """Training steps of each encoder."""
+    ladder_steps: int = 2000
+    """Training steps (full batches) of each linear encoder of the ladder."""
+    batch_size: int = 100
+    """Images per training step of the deep model."""
+    learning_rate: float = 0.04
+    """Peak rate of Adam up to width 32; wider encoders use rate * sqrt(32 / width)."""
+    convergence_tolerance: float = 0.02
+    """Nats over the second half of training above which an encoder is trained longer, then marked."""
+    extensions: int = 0
+    """How many times an encoder that still moves is trained for as many steps again."""
+    num_samples: int = 500
+    """Draws per datum on which both ELBOs are compared."""
+    evidence_samples: int = 2000
+    """Draws per datum of importance sampling for log p(x)."""
+
+
+def make_family(name: str, latent_dim: int) -> Any:
+    """Return the variational family of a study."""
+    return {"mean_field": ag.families.MeanFieldNormal, "full_rank": ag.families.FullRankNormal}[name](latent_dim)
+
+
+@functools.lru_cache
+def _images(model: str, binarisation: str, data_seed: int, subset: int) -> DataSet:
+    data = load_digits(binarisation="none" if model == "factor_analysis" else binarisation, seed=data_seed)
+    keep = subset or None
+    scale = np.float32(16 if model == "factor_analysis" else 1)
+    return data._replace(train=data.train[:keep] / scale, test=data.test[:keep] / scale)
+
+
+def images(study: Study) -> DataSet:
+    """Return the data of a study: binary for the deep model, intensities in [0, 1] for factor analysis."""
+    return _images(study.model, study.binarisation, study.data_seed, study.subset)
+
+
+def data_hash(study: Study) -> str:
+    """Return the sha256 of the data of a study, part of the hash of its cells."""
+    return images(dataclasses.replace(study, model="vae")).sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What all encoders of one model and family are compared with, for one split."""
+
+    local: ag.LocalFit
+    evidence: Any
+
+
+def _key(purpose: str, number: int = 0) -> jax.Array:
+    purposes = ("decoder weights", "encoder of the vae", "vae training", "factor analysis", "local", "evidence")
+    purposes += ("encoder weights", "encoder training", "evaluation")
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), purposes.index(purpose)), number)
+
+
+def group(study: Study) -> tuple:
+    """Return what the cells of one compiled call share; widths up to 32 are padded to one shape."""
+    padded = study.latent_dim if study.model == "factor_analysis" else max(study.width, 32)
+    shape = padded if study.width else 0
+    return dataclasses.astuple(dataclasses.replace(study, width=shape, seed=0))
+
+
+class Compute:
+    """Computes groups of cells; models and references are made once per process and kept."""
+
+    def __init__(self) -> None:
+        self._locks: dict[tuple, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._kept: dict[tuple, Any] = {}
+
+    def __reduce__(self) -> tuple:
+        # Workers of a cluster make their own references: deterministic, and cheaper than shipping them.
+        return Compute, ()
+
+    def _once(self, name: tuple, make: Any) -> Any:
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._kept:
+                self._kept[name] = make()
+            return self._kept[name]
+
+    def __call__(self, studies: Sequence[Study]) -> list[CellResult]:
+        first = studies[0]
+        if first.decoder == "joint" and first.model == "vae":
+            return [self._joint(study) for study in studies]
+        model = self._once((first.model, "model"), lambda: make_model(first))
+        references = {split: self._reference(first, model, split) for split in SPLITS}
+        return train_and_measure(studies, model, references)
+
+    def _reference(self, study: Study, model: Any, split: str) -> Reference:
+        return self._once((study.model, study.family, split), lambda: make_reference(study, model, study.family, split))
+
+    def _joint(self, study: Study) -> CellResult:
+        family, data = make_family(study.family, study.latent_dim), images(study)
+        fit = train_decoder(study, family, seed=study.seed, width=study.width, depth=study.depth)
+        references = {split: make_reference(study, fit.model, study.family, split) for split in SPLITS}
+        stacked = jax.tree.map(lambda leaf: leaf[None], (fit.encoder, fit.change, fit.change_standard_error))
+        rows = measure([study], fit.model, family, stacked[0], references)
+        return _result(study, fit, rows[0], fit.encoder, study.decoder_steps, index=None, data=data)
+
+
+def train_decoder(study: Study, family: Any, *, seed: int, width: int, depth: int) -> ag.AmortizedFit:
+    """Train a VAE on the training images; the held-out ones choose the step at which the decoder is kept."""
+    data = images(study)
+    model = ag.models.deep_latent_gaussian(
+        _key("decoder weights", seed),
+        latent_dim=study.latent_dim,
+        data_dim=data.train.shape[1],
+        width=study.decoder_width,
+        depth=2,
+    )
+    encoder = ag.encoders.mlp(_key("encoder of the vae", seed), data.train.shape[1], family, width=width, depth=depth)
+    return ag.train_vae(
+        _key("vae training", seed),
+        data.train,
+        model=model,
+        family=family,
+        encoder=encoder,
+        validation=data.test,
+        num_steps=study.decoder_steps,
+        num_evaluations=min(20, study.decoder_steps),
+    )
+
+
+def make_model(study: Study) -> Any:
+    """Return the frozen model of a study: factor analysis by maximum likelihood, or the decoder of a trained VAE."""
+    data = images(study)
+    if study.model == "factor_analysis":
+        return ag.models.fit_factor_analysis(
+            _key("factor analysis"), data.train, latent_dim=study.latent_dim, num_steps=300
+        ).model
+    return train_decoder(study, make_family("mean_field", study.latent_dim), seed=0, width=128, depth=2).model
+
+
+def make_reference(study: Study, model: Any, family_name: str, split: str) -> Reference:
+    """Return the local optimum and log p(x) of every datum of a split."""
+    family = make_family(family_name, study.latent_dim)
+    number = SPLITS.index(split)
+    xs = getattr(images(study), split)
+    local = ag.fit_local(_key("local", number), xs, model=model, family=family)
+    proposal = local
+    if family_name != "full_rank" and study.model == "vae":
+        # log p(x) is a property of the model: the better proposal serves both families.
+        full = make_family("full_rank", study.latent_dim)
+        proposal, family = ag.fit_local(_key("local", number), xs, model=model, family=full), full
+    evidence = ag.evidence_of_data(
+        _key("evidence", number),
+        xs,
+        model=model,
+        family=family,
+        phis=proposal.phi,
+        num_samples=study.evidence_samples,
+    )
+    return Reference(local, evidence)
+
+
+def make_encoder(study: Study, family: Any, xs: np.ndarray) -> Any:
+    """Return the untrained encoder of a cell."""
+    key = _key("encoder weights", study.seed)
+    if study.width == 0:
+        return ag.encoders.constant(key, xs.shape[1], family)
+    if study.model == "factor_analysis":
+        return ag.encoders.linear(key, xs.shape[1], family, rank=study.width, standardize=xs)
+    return ag.encoders.mlp(key, xs.shape[1], family, width=study.width, depth=study.depth)
+
+
+def train_and_measure(studies: Sequence[Study], model: Any, references: dict[str, Reference]) -> list[CellResult]:
+    """Train the encoders of a group in one compiled call and measure them on both splits."""
+    first = studies[0]
+    family = make_family(first.family, first.latent_dim)
+    data = images(first)
+    ladder = first.model == "factor_analysis"
+    encoders = [make_encoder(study, family, data.train) for study in studies]
+    stacked = ag.encoders.stack_padded(encoders)
+    rates = jnp.asarray([_rate(study) for study in studies])
+    keys = jax.vmap(lambda seed: jax.random.fold_in(_key("encoder training"), seed))(
+        jnp.asarray([study.seed for study in studies])
+    )
+    steps = first.ladder_steps if ladder else first.encoder_steps
+    options = {"num_steps": steps, "num_evaluations": min(20, steps)}
+    if ladder:
+        # Full batches of antithetic pairs leave almost no noise on a quadratic, so the ladder can be met exactly.
+        options |= {"batch_size": len(data.train), "num_samples": 2, "antithetic": True}
+    else:
+        options |= {"batch_size": first.batch_size}
+    fit = _train(keys, jnp.asarray(data.train), model, family, stacked, rates, tuple(options.items()))
+    total = steps
+    for _ in range(first.extensions):
+        if bool(jnp.all(jnp.abs(fit.change) <= first.convergence_tolerance)):
+            break
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        fit = _train(keys, jnp.asarray(data.train), model, family, fit.encoder, rates / 3, tuple(options.items()))
+        total += steps
+    rows = measure(studies, model, family, fit.encoder, references)
+    return [
+        _result(study, fit, rows[i], encoder, total, index=i, data=data)
+        for i, (study, encoder) in enumerate(zip(studies, encoders, strict=True))
+    ]
+
+
+def _rate(study: Study) -> float:
+    return study.learning_rate * min(1.0, (32 / max(study.width, 1)) ** 0.5)
+
+
+@functools.partial(jax.jit, static_argnames=("options",))
+def _train(keys: Any, xs: Any, model: Any, family: Any, encoders: Any, rates: Any, options: tuple) -> ag.AmortizedFit:
+    def train(key: jax.Array, encoder: Any, rate: jax.Array) -> ag.AmortizedFit:
+        fit = ag.amortized_vi(key, xs, model=model, family=family, encoder=encoder, learning_rate=rate, **dict(options))
+        return dataclasses.replace(fit, model=None)
+
+    return jax.vmap(train)(keys, encoders, rates)
+
+
+def measure(
+    studies: Sequence[Study], model: Any, family: Any, encoders: Any, references: dict[str, Reference]
+) -> list[list[dict[str, Any]]]:
+    """Return for every encoder its rows, one a split, from draws that neither training nor local VI has seen."""
+    rows: list[list[dict[str, Any]]] = [[] for _ in studies]
+    data = images(studies[0])
+    for number, split in enumerate(SPLITS):
+        xs, reference = jnp.asarray(getattr(data, split)), references[split]
+        bounds = _bounds(
+            _key("evaluation", number), xs, reference.local.phi, model, family, encoders, studies[0].num_samples
+        )
+        for i, study in enumerate(studies):
+            gaps = ag.Gaps(
+                log_evidence=reference.evidence.log_evidence,
+                elbo_local=bounds.elbo[:, 0],
+                elbo_amortized=bounds.elbo[:, 1 + i],
+                log_evidence_standard_error=reference.evidence.standard_error,
+                elbo_local_standard_error=bounds.standard_error[:, 0],
+                elbo_amortized_standard_error=bounds.standard_error[:, 1 + i],
+                amortization_standard_error=bounds.paired_standard_error[:, 1 + i],
+                converged=reference.local.converged,
+                suboptimality=reference.local.suboptimality,
+                evidence_method=reference.evidence.method,
+                evidence_bias=reference.evidence.bias,
+            )
+            rows[i].append(_row(study, split, gaps, model, data))
+    return rows
+
+
+@functools.partial(jax.jit, static_argnames=("num_samples",))
+def _bounds(key: Any, xs: Any, local: Any, model: Any, family: Any, encoders: Any, num_samples: int) -> Any:
+    phis = jax.vmap(lambda encoder: jax.vmap(encoder)(xs))(encoders)
+    candidates = jnp.concatenate([local[:, None], jnp.swapaxes(phis, 0, 1)], axis=1)
+    return ag.evaluate_bounds(key, candidates, xs, model=model, family=family, num_samples=num_samples)
+
+
+def _row(study: Study, split: str, gaps: ag.Gaps, model: Any, data: DataSet) -> dict[str, Any]:
+    estimates = gaps.estimates()
+    local, amortized, gap = (estimates[name] for name in ("approximation", "inference", "amortization"))
+    row: dict[str, Any] = {"split": split, "num_data": gaps.elbo_local.shape[0]}
+    named = {"kl_local": local, "kl_amortized": amortized, "amortization_gap": gap}
+    for name, value in named.items():
+        row[name] = float(value.mean)
+        row[f"{name}_se"] = float(value.data_standard_error)
+        row[f"{name}_mc_se"] = float(value.monte_carlo_standard_error)
+        row[f"{name}_sum"] = float(value.total)
+    ladder = study.model == "factor_analysis"
+    held_out = None if split == "train" else jnp.asarray(data.test)
+    kl = (model.mean_field_kl() if study.family == "mean_field" else 0.0) if ladder else None
+    row |= {
+        "exact_amortization_gap": float(model.rank_gap(jnp.asarray(data.train), study.width, held_out=held_out))
+        if ladder
+        else None,
+        "exact_approximation_gap": None if kl is None else float(kl),
+        "elbo_local": float(estimates["elbo_local"].mean),
+        "elbo_amortized": float(estimates["elbo_amortized"].mean),
+        "log_evidence": float(estimates["log_evidence"].mean),
+        "log_evidence_mc_se": float(estimates["log_evidence"].monte_carlo_standard_error),
+        "evidence_method": gaps.evidence_method,
+        "evidence_bias": gaps.evidence_bias,
+        "local_converged": float(jnp.mean(gaps.converged)),
+        "local_suboptimality": float(jnp.mean(gaps.suboptimality)),
+    }
+    values = np.quantile(np.asarray(gaps.amortization), QUANTILES)
+    return row | {f"gap_q{round(100 * q):03d}": float(v) for q, v in zip(QUANTILES, values, strict=True)}
+
+
+def _result(
+    study: Study, fit: ag.AmortizedFit, rows: list[dict], encoder: Any, steps: int, *, index: int | None, data: DataSet
+) -> CellResult:
+    change, error, finite = (
+        leaf if index is None else leaf[index] for leaf in (fit.change, fit.change_standard_error, fit.finite)
+    )
+    kind = "constant" if study.width == 0 else "linear" if study.model == "factor_analysis" else "mlp"
+    common = {
+        "model": study.model,
+        "decoder": study.decoder,
+        "family": study.family,
+        "encoder": kind,
+        "depth": study.depth,
+        "capacity": study.width,
+        "seed": study.seed,
+        "encoder_parameters": encoder.num_weights,
+        "training_steps": steps,
+        "training_change": float(change),
+        "training_change_se": float(error),
+        "converged": bool(finite) and abs(float(change)) <= study.convergence_tolerance,
+    }
+    message = "" if bool(finite) else "training met a value that is not finite; the last good weights are kept"
+    return CellResult(rows=[common | row for row in rows], message=message)

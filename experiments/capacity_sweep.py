@@ -1,0 +1,125 @@
+"""Encoder capacity against the gap it leaves, on real digits, with an exact ladder beside it.
+
+    python experiments/capacity_sweep.py                    # preset digits: see README for time and memory
+    python experiments/capacity_sweep.py --preset smoke     # seconds, for a first look and for the tests
+
+Two studies share one table. The *ladder*: factor analysis fitted to the digits and linear encoders of rank 0 to d,
+whose amortization gap is known in closed form. The *deep model*: a VAE on binarised digits whose decoder is then frozen, and
+encoders of width 1 to 256 trained against it. For every encoder the table holds the mean KL of local VI, the mean KL of
+the encoder, their difference (the amortization gap) and log p(x), on training and on held-out data.
+
+Writes OUT/table.csv, OUT/table.json (config, command, versions, machine, time) and OUT/capacity_sweep.{pdf,png}.
+Run again with the same OUT to resume; finished cells are not computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from amortgap.runtime import prepare_compiler
+
+prepare_compiler()
+
+import capacity_cells
+from capacity_cells import SCHEMA, Study
+from capacity_figure import draw
+
+from amortgap.sweep import grid, make_cells, read_csv
+from amortgap.sweep.config import parse_args
+from amortgap.sweep.script import Flat, SweepOptions, run_sweep
+from amortgap.sweep.sidecar import write_sidecar
+
+OUT = Path("results/capacity_sweep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the capacity sweep; every field of the study can be overridden."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    families: tuple[Literal["mean_field", "full_rank"], ...] = ("mean_field", "full_rank")
+    """Variational families."""
+    widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """Hidden units of the encoders of the deep model."""
+    depths: tuple[int, ...] = (1, 2)
+    """Hidden layers of the encoders of the deep model."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of the encoders of the deep model."""
+    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=OUT, threads=2))
+
+
+PRESETS = {
+    "digits": Args(),
+    "smoke": Args(
+        study=Study(
+            latent_dim=2,
+            decoder_width=8,
+            decoder_steps=60,
+            encoder_steps=60,
+            ladder_steps=60,
+            num_samples=100,
+            evidence_samples=200,
+            subset=120,
+        ),
+        families=("mean_field",),
+        widths=(2, 8),
+        depths=(1,),
+        seeds=(0,),
+    ),
+}
+
+
+def configurations(args: Args) -> list[Study]:
+    """Return the studies of all cells: reference and constant encoders, the ladder, and the deep model's encoders."""
+    base, families = args.study, list(args.families)
+    ladder = dataclasses.replace(base, model="factor_analysis", depth=0, decoder="shared")
+    ranks = list(range(base.latent_dim + 1))
+    deep = dataclasses.replace(base, model="vae")
+    axes: dict[str | tuple[str, ...], list] = {
+        "family": families,
+        "depth": list(args.depths),
+        "width": list(args.widths),
+        "seed": list(args.seeds),
+    }
+    constant = dataclasses.replace(deep, depth=0, width=0)
+    return [
+        *grid(ladder, {"family": families, "width": ranks}),
+        *(grid(constant, {"family": families}) if base.decoder == "shared" else []),
+        *grid(deep, axes),
+    ]
+
+
+def main() -> int:
+    """Run the sweep, write table, sidecar and figure, and return the exit status."""
+    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    began = time.perf_counter()
+    try:
+        cells = make_cells(
+            configurations(args), schema_version=SCHEMA.version, data_sha256=capacity_cells.data_hash(args.study)
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    summary = run_sweep(cells, capacity_cells.Compute(), args.sweep, schema=SCHEMA, group_by=capacity_cells.group)
+    if args.sweep.dry_run or summary.exit_status == 130:
+        return summary.exit_status
+    out = args.sweep.out
+    table = out / "table.csv"
+    written = draw(read_csv(table, SCHEMA), out)
+    if summary.computed or not (out / "table.json").exists():
+        seconds = round(time.perf_counter() - began, 1)
+        counts = dataclasses.asdict(summary)
+        write_sidecar(
+            out / "table.json", config=args, files=[table, *written], schema=SCHEMA, seconds=seconds, cells=counts
+        )
+    print(f"table:  {table}")
+    print(f"figure: {', '.join(map(str, written))}")
+    return summary.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
