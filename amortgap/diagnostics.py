@@ -117,7 +117,12 @@ def psis(
 
 
 def calibration(
-    key: jax.Array, phis: Float[Array, "N size"], simulations: Simulations, *, model: Any, family: Any,
+    key: jax.Array,
+    phis: Float[Array, "N size"],
+    simulations: Simulations,
+    *,
+    model: Any,
+    family: Any,
     num_draws: int = 99,
 ) -> Calibration:
     """Rank the latents that made simulated data among draws of the approximate posteriors.

@@ -51,6 +51,8 @@ class Estimate(NamedTuple):
             half = stats.t.ppf(tail, max(self.num_data - 1, 1)) * float(self.data_standard_error)
         else:
             half = stats.norm.ppf(tail) * float(self.monte_carlo_standard_error)
+        if half == float("inf"):
+            return -half, half
         return float(self.mean) - half, float(self.mean) + half
 
 
@@ -192,8 +194,11 @@ class Gaps:
         if name not in bounds:
             raise ValueError(f"name must be one of {', '.join(map(repr, bounds))}, got {name!r}")
         ends = []
-        for bound, side, none in zip(bounds[name], (0, 1), (-jnp.inf, jnp.inf), strict=True):
-            ends.append(float(none) if bound is None else estimate(bound.value, bound.standard_error).interval(level, over="draws")[side])
+        for bound, side, none in zip(bounds[name], (0, 1), (-float("inf"), float("inf")), strict=True):
+            if bound is None:
+                ends.append(none)
+            else:
+                ends.append(estimate(bound.value, bound.standard_error).interval(level, over="draws")[side])
         return ends[0], ends[1]
 
     def summary(self, level: float = 0.95) -> str:

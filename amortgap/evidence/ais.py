@@ -42,7 +42,13 @@ class Settings(NamedTuple):
 
 
 def make_settings(
-    *, temperatures: Any, schedule: str, num_temperatures: int, num_chains: int, num_leapfrog: int, num_pilots: int,
+    *,
+    temperatures: Any,
+    schedule: str,
+    num_temperatures: int,
+    num_chains: int,
+    num_leapfrog: int,
+    num_pilots: int,
     step_size: float | None,
 ) -> tuple[Settings, Array]:
     """Return checked settings and the first temperatures."""

@@ -47,7 +47,9 @@ def log_evidence(
     function = _FUNCTIONS[method]
     known = [name for name in inspect.signature(function).parameters if name not in ("key", "x", "model")]
     if unknown := [name for name in settings if name not in known]:
-        raise ValueError(f"method {method!r} does not take {', '.join(unknown)}; it takes {', '.join(known) or 'nothing'}")
+        raise ValueError(
+            f"method {method!r} does not take {', '.join(unknown)}; it takes {', '.join(known) or 'nothing'}"
+        )
     if method == "exact":
         return exact(x, model=model)
     if method == "importance" and (family is None or phi is None):

@@ -134,7 +134,10 @@ def warn_unreliable(evidence: Evidence) -> None:
     for bad, what in (
         (np.isneginf(value), "log p(x) is -inf, every weight is zero"),
         (np.isnan(value) | np.isposinf(value), "log p(x) is not a number or infinite: the log joint is, at some draw"),
-        (np.isfinite(value) & (shape > UNRELIABLE), f"Pareto k-hat above {UNRELIABLE}, the proposal misses posterior mass"),
+        (
+            np.isfinite(value) & (shape > UNRELIABLE),
+            f"Pareto k-hat above {UNRELIABLE}, the proposal misses posterior mass",
+        ),
     ):
         if bad.any():
             rows = np.flatnonzero(bad)

@@ -47,7 +47,9 @@ def check_temperatures(temperatures: Any) -> Float[Array, " T"]:
     if is_concrete(array):
         host = np.asarray(array)
         if host[0] != 0 or host[-1] != 1 or not np.all(np.diff(host) > 0):
-            raise ValueError(f"temperatures must increase strictly from 0 to 1, got {np.array2string(host, threshold=8)}")
+            raise ValueError(
+                f"temperatures must increase strictly from 0 to 1, got {np.array2string(host, threshold=8)}"
+            )
     return array
 
 
