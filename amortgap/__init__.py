@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from amortgap import data, encoders, evidence, families, gaps, inference, models, objectives, weights
-    from amortgap.evidence import log_evidence
+    from amortgap import data, diagnostics, encoders, evidence, families, gaps, inference, models, objectives, weights
+    from amortgap.aggregate import aggregate_posterior
+    from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.gaps import Gaps
     from amortgap.inference import AmortizedFit, LocalFit, amortized_vi, fit_local, local_vi, train_vae
-    from amortgap.measure import evaluate_bounds, evidence_of_data, inference_gaps
+    from amortgap.measure import evaluate_bounds, inference_gaps
     from amortgap.objectives import elbo, iw_bound
 
 _HOMES = {
@@ -29,13 +30,16 @@ _HOMES = {
     "LocalFit": "inference",
     "AmortizedFit": "inference",
     "log_evidence": "evidence",
+    "evidence_of_data": "evidence",
+    "evidence_bounds": "evidence",
+    "aggregate_posterior": "aggregate",
     "evaluate_bounds": "measure",
-    "evidence_of_data": "measure",
     "inference_gaps": "measure",
     "Gaps": "gaps",
 }
 _MODULES = (
     "data",
+    "diagnostics",
     "encoders",
     "evidence",
     "families",
@@ -51,12 +55,15 @@ __all__ = [
     "AmortizedFit",
     "Gaps",
     "LocalFit",
+    "aggregate_posterior",
     "amortized_vi",
     "data",
+    "diagnostics",
     "elbo",
     "encoders",
     "evaluate_bounds",
     "evidence",
+    "evidence_bounds",
     "evidence_of_data",
     "families",
     "fit_local",

@@ -62,6 +62,7 @@ class FactorAnalysis:
     loadings: Float[Array, "D d"]
     mean: Float[Array, " D"]
     noise_variance: Float[Array, " D"]
+    log_concave: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("loadings", "mean", "noise_variance"):

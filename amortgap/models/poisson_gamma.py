@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class PoissonGamma:
 
     shape: Float[Array, ""]
     rate: Float[Array, ""]
+    log_concave: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("shape", "rate"):
