@@ -227,9 +227,7 @@ def _first_chunk(
 ) -> Work:
     def fit(row: Array, x: Any, start: Any) -> Work:
         offered = _offered(x, start, encoder)
-        return first_fit(
-            jax.random.fold_in(key, row), x, offered, model, family, settings, pairs_at_once=pairs_at_once
-        )
+        return first_fit(jax.random.fold_in(key, row), x, offered, model, family, settings, pairs_at_once=pairs_at_once)
 
     return jax.vmap(fit)(rows, xs, init)
 

@@ -1,4 +1,4 @@
-"""The algorithm of local VI for one datum: a first fit, and fits that take it up again where it missed the tolerance."""
+"""The algorithm of local VI for one datum: a first fit, and fits that take up again what missed the tolerance."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def first_fit(
 def fit_again(
     key: jax.Array, number: Any, x: Any, work: Work, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
 ) -> Work:
-    """Take up a fit that missed its tolerance: Newton steps for normal families, Adam for others, longer every round."""
+    """Take up a fit that missed its tolerance: Newton steps for normal families, else Adam; longer every round."""
     key_ascent, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
     if settings.method != "adam":
         settings = Settings(**{**vars(settings), "method": "newton", "num_steps": _newton_steps(family)})
@@ -266,7 +266,7 @@ def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: f
         phi, state = carry
         gradient = jax.grad(objective, argnums=1)(jax.random.fold_in(key, index), phi, 2)
         update, state = optimiser.update(gradient, state)
-        new = phi + rate * cosine(index, num_steps).astype(phi.dtype) * update
+        new = phi + rate * cosine(index, num_steps).astype(phi.dtype) * jnp.asarray(update)
         good = jnp.all(jnp.isfinite(new))
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, state), carry)
 
@@ -290,9 +290,7 @@ def _judge(
 
     def draws(phi: Array) -> Array:
         number = max(settings.num_samples // 4 * 2, 2)
-        return elbo_draws(
-            key_choice, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic
-        )
+        return elbo_draws(key_choice, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic)
 
     values = jax.lax.map(draws, candidates)
     averages = jnp.mean(values, axis=1)
