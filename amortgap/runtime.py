@@ -15,8 +15,7 @@ def prepare_compiler(*, threads: bool = False) -> None:
     library calls, did not change measurably. Settings already in the environment win.
 
     Args:
-      threads: the script computes in several threads of one process. Each program then keeps to its own thread: with
-        jax 0.10.2 two programs at a time can wait for each other for ever in the shared pool of a two-core machine.
+      threads: the script computes in several threads of one process; each matrix product then keeps to one core.
 
     Raises:
       RuntimeError: jax has been imported already, so that the settings would have no effect.
