@@ -132,8 +132,8 @@ def _newton_steps(family: Any) -> int:
 
 
 def pairs_per_datum(family: Any, num_samples: int) -> int:
-    """Return the antithetic pairs on which a normal family's optimum is judged: whole sweeps."""
-    return -(-num_samples // (2 * family.latent_dim)) * family.latent_dim
+    """Return the antithetic pairs on which a normal family's optimum is judged: whole sweeps, at least two."""
+    return max(2, -(-num_samples // (2 * family.latent_dim))) * family.latent_dim
 
 
 def first_fit(
