@@ -12,6 +12,7 @@ field); Rowland et al., "Orthogonal estimation of Wasserstein distances" (2018),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,34 +39,38 @@ class Sweep(NamedTuple):
     finite: Bool[Array, " pairs"]
 
 
-def orthogonal_noise(key: jax.Array, d: int, num_sweeps: int, dtype: jnp.dtype) -> Float[Array, "pairs d"]:
-    """Return `num_sweeps` times d standard normal vectors, orthogonal within each sweep."""
-    normals = jax.random.normal(key, (num_sweeps, d, d), dtype)
-    # Length and direction of a normal vector are independent, so each row of the result is standard normal again.
-    lengths = jnp.sqrt(jnp.sum(normals**2, axis=2, keepdims=True))
-    directions = jnp.linalg.qr(jnp.swapaxes(normals, 1, 2))[0]
-    return (lengths * jnp.swapaxes(directions, 1, 2)).reshape(num_sweeps * d, d)
+def normal_noise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return standard normal draws; one flat call compiles five times as fast as one of several axes."""
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+
+def _orthogonalise(normals: Float[Array, "pairs d"]) -> Float[Array, "pairs d"]:
+    """Return the normal vectors made orthogonal in groups of d; each is a standard normal draw as before."""
+    d = normals.shape[1]
+    groups = normals.reshape(-1, d, d)
+    # Length and direction of a normal vector are independent, so a new direction may keep the old length.
+    lengths = jnp.sqrt(jnp.sum(groups**2, axis=2, keepdims=True))
+    directions = jnp.linalg.qr(jnp.swapaxes(groups, 1, 2))[0]
+    return (lengths * jnp.swapaxes(directions, 1, 2)).reshape(normals.shape)
 
 
 def look_around(
-    key: jax.Array,
+    normals: Float[Array, "pairs d"],
     log_joint: Callable[[Array], Array],
     mean: Float[Array, " d"],
-    root: Float[Array, "d d"],
+    root: Array,
     *,
-    num_sweeps: int,
     pairs_at_once: int = 1,
 ) -> Sweep:
-    """Return what `num_sweeps` sweeps of d antithetic pairs around `N(mean, root root')` reveal; `2 d` gradients each.
+    """Return what sweeps of d antithetic pairs around `N(mean, root root')` reveal, two gradients a pair.
 
     Args:
-      key: typed key of the noise.
+      normals: standard normal draws, d for each sweep, before they are made orthogonal.
       log_joint: `log p(x, z)` as a function of z [d].
       mean, root: of the normal; `root` is any square root of its covariance, or the vector of scales of a diagonal one.
-      num_sweeps: number of sweeps.
       pairs_at_once: pairs evaluated together, at most.
     """
-    noises = orthogonal_noise(key, mean.size, num_sweeps, mean.dtype)
+    noises = _orthogonalise(normals)
     diagonal = root.ndim == 1
 
     def pair(noise: Array) -> tuple[Array, Array, Array]:
@@ -172,7 +177,8 @@ def newton(
     B averages over n sweeps. A step after which the ELBO is significantly lower is taken back and tried shorter.
 
     Args:
-      key, log_joint, mean, root, pairs_at_once: as in `look_around`; the kind of `root` selects the family.
+      key: typed key of the noise.
+      log_joint, mean, root, pairs_at_once: as in `look_around`; the kind of `root` selects the family.
       num_steps: number of steps, which may be traced.
       num_sweeps: sweeps before every step, `2 d` gradients each.
     """
@@ -185,9 +191,8 @@ def newton(
 
     def step(index: Array, carry: tuple) -> tuple:
         held, (mean, root), middle, scale, accepted = carry
-        sweep = look_around(
-            jax.random.fold_in(key, index), log_joint, mean, root, num_sweeps=num_sweeps, pairs_at_once=pairs_at_once
-        )
+        normals = normal_noise(jax.random.fold_in(key, index), (num_sweeps * mean.size, mean.size), mean.dtype)
+        sweep = look_around(normals, log_joint, mean, root, pairs_at_once=pairs_at_once)
         count = num_finite(sweep)
         average = jnp.sum(sweep.values) / count
         value = average + log_det(root)

@@ -1,7 +1,8 @@
-"""The algorithm of local VI for one datum: a first fit, and fits that take up again what missed the tolerance."""
+"""The algorithm of local VI for one datum: a first fit, and fits that take it up again where it missed the tolerance."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from amortgap._checks import check_choice, check_count, check_positive
 from amortgap.families import FullRankNormal, MeanFieldNormal
 from amortgap.inference.certificate import Certificate, certify
-from amortgap.inference.curvature import look_around, newton
+from amortgap.inference.curvature import log_det, look_around, newton, normal_noise
 from amortgap.inference.natural_gradient import ascend
 from amortgap.inference.schedules import cosine
 from amortgap.objectives import elbo, elbo_draws
@@ -131,44 +132,69 @@ def _newton_steps(family: Any) -> int:
 
 
 def pairs_per_datum(family: Any, num_samples: int) -> int:
-    """Return the antithetic pairs on which a normal family's optimum is judged: whole sweeps."""
-    return -(-num_samples // (2 * family.latent_dim)) * family.latent_dim
+    """Return the antithetic pairs on which a normal family's optimum is judged: whole sweeps, at least two."""
+    return max(2, -(-num_samples // (2 * family.latent_dim))) * family.latent_dim
 
 
 def first_fit(
     key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
 ) -> Work:
     """Fit one datum from its best start."""
-    key_start, key_warmup, key_ascent, key_judge = jax.random.split(key, 4)
-    objective = _objective(x, model, family)
     start = family.standard()[None, :] if init is None else jnp.concatenate([family.standard()[None, :], init])
     if start.shape[0] > 1:
+        key, key_start = jax.random.split(key)
+        objective = _objective(x, model, family)
         values = jax.vmap(lambda phi: objective(key_start, phi, settings.num_samples))(start)
         start = start[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))]
     else:
         start = start[0]
-    warm = start
-    if settings.warmup_steps:
-        warm = _adam(key_warmup, objective, start, num_steps=settings.warmup_steps, rate=1e-1)
-    middle, end = _climb(key_ascent, x, warm, model, family, settings, settings.num_steps, pairs_at_once)
-    judged = _judge(key_judge, x, start, (warm, middle, end), model, family, settings, pairs_at_once)
-    gradients = 2 * settings.warmup_steps + settings.num_steps * _gradients_per_step(family, settings)
+    if settings.method == "adam":
+        judged = _adam_and_judge(key, x, start, start, model, family, settings, settings.num_steps)
+    else:
+        # All noise of the run in one call: random number generators are what takes long to compile.
+        steps = settings.warmup_steps + (settings.num_steps if settings.method == "natural_gradient" else 0)
+        counts = (steps, settings.num_samples // 4 or 1, pairs_per_datum(family, settings.num_samples))
+        if settings.method == "newton":
+            key, key_newton = jax.random.split(key)
+        noise = normal_noise(key, (sum(counts), family.latent_dim), start.dtype)
+        climb, choice, sweeps = jnp.split(noise, [counts[0], counts[0] + counts[1]])
+        mean, root = _mean_and_root(family, start)
+        scale = root if root.ndim == 1 else jnp.sqrt(jnp.sum(root**2, axis=1))
+        runs = [(mean, root)] * 3
+        if steps:
+            gradient = jax.grad(lambda z: -model.log_joint(z, x))
+            runs = list(ascend(climb, gradient, mean, scale, warmup_steps=settings.warmup_steps))
+        if settings.method == "newton":
+            if steps:
+                mean, root = (
+                    runs[-1][0],
+                    (runs[-1][1] if isinstance(family, MeanFieldNormal) else jnp.diag(runs[-1][1])),
+                )
+            runs = [(mean, root), *_newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)]
+        judged = _judge(choice, sweeps, x, start, runs, model, family, pairs_at_once)
+    gradients = 2 * settings.warmup_steps + settings.num_steps * _gradients_per_step(family, settings.method)
     return Work(_fit(judged, settings.warmup_steps + settings.num_steps, gradients, settings), start)
 
 
 def fit_again(
     key: jax.Array, number: Any, x: Any, work: Work, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
 ) -> Work:
-    """Take up a fit that missed its tolerance: Newton steps for normal families, else Adam; longer every round."""
-    key_ascent, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
-    if settings.method != "adam":
-        settings = Settings(**{**vars(settings), "method": "newton", "num_steps": _newton_steps(family)})
+    """Take up a fit that missed its tolerance: Newton steps for normal families, Adam for others, longer every round."""
+    key_run, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
     # The count is traced: one compilation serves all rounds.
-    steps = settings.num_steps * 2 ** jnp.asarray(number)
+    method = "adam" if settings.method == "adam" else "newton"
+    steps = (settings.num_steps if method == "adam" else _newton_steps(family)) * 2 ** jnp.asarray(number)
     fit = work.fit
-    middle, end = _climb(key_ascent, x, fit.phi, model, family, settings, steps, pairs_at_once)
-    judged = _judge(key_judge, x, work.start, (fit.phi, middle, end), model, family, settings, pairs_at_once)
-    gradients = fit.num_gradients + steps * _gradients_per_step(family, settings)
+    if method == "adam":
+        judged = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps)
+    else:
+        counts = (settings.num_samples // 4 or 1, pairs_per_datum(family, settings.num_samples))
+        noise = normal_noise(key_judge, (sum(counts), family.latent_dim), fit.phi.dtype)
+        choice, sweeps = jnp.split(noise, [counts[0]])
+        mean, root = _mean_and_root(family, fit.phi)
+        runs = [(mean, root), *_newton(key_run, x, mean, root, model, family, steps, pairs_at_once)]
+        judged = _judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
+    gradients = fit.num_gradients + steps * _gradients_per_step(family, method)
     return Work(_fit(judged, fit.num_steps + steps, gradients, settings), work.start)
 
 
@@ -187,8 +213,8 @@ def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any,
     return jax.lax.while_loop(unfinished, again, (jnp.asarray(0), work))[1].fit
 
 
-def _gradients_per_step(family: Any, settings: Settings) -> int:
-    return 2 * _sweeps_per_step(family.latent_dim) * family.latent_dim if settings.method == "newton" else 2
+def _gradients_per_step(family: Any, method: str) -> int:
+    return 2 * _sweeps_per_step(family.latent_dim) * family.latent_dim if method == "newton" else 2
 
 
 def _fit(judged: _Judged, num_steps: Any, num_gradients: Any, settings: Settings) -> LocalFit:
@@ -217,46 +243,34 @@ def _objective(x: Any, model: Any, family: Any) -> Any:
     return objective
 
 
-def _climb(
-    key: jax.Array, x: Any, phi: Array, model: Any, family: Any, settings: Settings, num_steps: Any, pairs_at_once: int
-) -> tuple[Array, Array]:
-    """Return phi at two horizons of `num_steps` steps."""
-    if settings.method == "adam":
-        objective, half = _objective(x, model, family), jnp.maximum(num_steps // 2, 1)
-        key_first, key_second = jax.random.split(key)
-        middle = _adam(key_first, objective, phi, num_steps=half, rate=3e-2)
-        return middle, _adam(key_second, objective, middle, num_steps=jnp.maximum(num_steps - half, 1), rate=1e-2)
+def _mean_and_root(family: Any, phi: Array) -> tuple[Array, Array]:
+    """Return the mean and the root of the covariance: scales in mean field, lower triangular in full rank."""
     mean, scale_tril = family.moments(phi)
+    return mean, jnp.diag(scale_tril) if isinstance(family, MeanFieldNormal) else scale_tril
 
-    def log_joint(z: Array) -> Array:
-        return model.log_joint(z, x)
 
-    mean_field = isinstance(family, MeanFieldNormal)
-    root = jnp.diag(scale_tril) if mean_field else scale_tril
-    if settings.method == "natural_gradient":
-        gradient = jax.grad(lambda z: -log_joint(z))
-        horizons = ascend(key, gradient, mean, root, num_steps=num_steps)
-    else:
-        horizons = newton(
-            key,
-            log_joint,
-            mean,
-            root,
-            num_steps=num_steps,
-            num_sweeps=_sweeps_per_step(family.latent_dim),
-            pairs_at_once=pairs_at_once,
-        )
-    means, roots = (jnp.stack(leaves) for leaves in zip(*horizons, strict=True))
+def _pack(family: Any, mean: Array, root: Array) -> Array:
+    if isinstance(family, MeanFieldNormal):
+        return family.from_moments(mean, jnp.diag(root))
+    if root.ndim == 1:
+        return family.from_moments(mean, jnp.diag(root))
+    # The triangular root of the same covariance, with a positive diagonal.
+    lower = jnp.linalg.qr(root.T, mode="r").T
+    return family.from_moments(mean, lower * jnp.sign(jnp.diag(lower))[None, :])
 
-    def pack(mean: Array, root: Array) -> Array:
-        if mean_field:
-            return family.from_moments(mean, jnp.diag(root))
-        # The triangular root of the same covariance, with a positive diagonal.
-        lower = jnp.linalg.qr(root.T, mode="r").T
-        return family.from_moments(mean, lower * jnp.sign(jnp.diag(lower))[None, :])
 
-    middle, end = jax.vmap(pack)(means, roots)
-    return middle, end
+def _newton(
+    key: jax.Array, x: Any, mean: Array, root: Array, model: Any, family: Any, num_steps: Any, pairs_at_once: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    return newton(
+        key,
+        lambda z: model.log_joint(z, x),
+        mean,
+        root,
+        num_steps=num_steps,
+        num_sweeps=_sweeps_per_step(family.latent_dim),
+        pairs_at_once=pairs_at_once,
+    )
 
 
 def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: float) -> Array:
@@ -273,67 +287,95 @@ def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: f
     return jax.lax.fori_loop(0, num_steps, step, (phi, optimiser.init(phi)))[0]
 
 
-def _judge(
-    key: jax.Array,
-    x: Any,
-    start: Array,
-    runs: tuple[Array, Array, Array],
-    model: Any,
-    family: Any,
-    settings: Settings,
-    pairs_at_once: int,
-) -> _Judged:
-    """Choose between the start and three stages of a run on common draws, then estimate its ELBO and what it misses."""
-    key_choice, key_value = jax.random.split(key)
-    antithetic = hasattr(family, "transform")
-    candidates = jnp.stack([start, *runs])
+class _Choice(NamedTuple):
+    """The stage of a run to be kept, as an index, and what it gained, in nats.
 
-    def draws(phi: Array) -> Array:
-        number = max(settings.num_samples // 4 * 2, 2)
-        return elbo_draws(key_choice, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic)
+    Attributes:
+      index: into start, warm-up or previous fit, first horizon, end.
+      gain: of the kept one over the first horizon, with its standard error.
+      over_start: of the kept one over the start; never negative unless all are NaN.
+    """
 
-    values = jax.lax.map(draws, candidates)
+    index: Array
+    gain: Array
+    gain_error: Array
+    over_start: Array
+
+
+def _choose(values: Float[Array, "4 draws"]) -> _Choice:
     averages = jnp.mean(values, axis=1)
-    number = float(values.shape[1])
 
     def error(difference: Array) -> Array:
-        return jnp.std(difference, axis=-1, ddof=min(1, values.shape[1] - 1)) / jnp.sqrt(number)
+        return jnp.std(difference, axis=-1, ddof=min(1, values.shape[1] - 1)) / jnp.sqrt(float(values.shape[1]))
 
     # The end stands unless an earlier stage is better beyond chance; the start wins every tie, NaN included.
-    lead = averages[1:] - averages[3]
-    clear = jnp.isfinite(averages[1:]) & ~(lead <= 2 * error(values[1:] - values[3][None, :]))
-    chosen = jnp.where(clear.any(), 1 + jnp.argmax(jnp.where(clear, averages[1:], -jnp.inf)), 3)
-    chosen = jnp.where(averages[chosen] >= averages[0], chosen, 0)
-    phi = candidates[chosen]
-    gain = averages[chosen] - averages[2]
-    gain_error = error(values[chosen] - values[2])
+    clear = jnp.isfinite(averages) & ~(averages - averages[3] <= 2 * error(values - values[3][None, :]))
+    index = jnp.where(clear.any(), jnp.argmax(jnp.where(clear, averages, -jnp.inf)), 3)
+    index = jnp.where(averages[index] > averages[0], index, 0)
+    gain, over_start = averages[index] - averages[2], averages[index] - averages[0]
+    return _Choice(index, gain, error(values[index] - values[2]), over_start)
 
-    if settings.method == "adam":
-        fresh = elbo_draws(
-            key_value, phi, x, model=model, family=family, num_samples=settings.num_samples, antithetic=antithetic
-        )
-        certificate = Certificate(jnp.where(jnp.isfinite(gain), gain, jnp.inf), gain_error)
-    else:
-        mean_field = isinstance(family, MeanFieldNormal)
-        mean, scale_tril = family.moments(phi)
-        sweep = look_around(
-            key_value,
-            lambda z: model.log_joint(z, x),
-            mean,
-            jnp.diag(scale_tril) if mean_field else scale_tril,
-            num_sweeps=pairs_per_datum(family, settings.num_samples) // family.latent_dim,
-            pairs_at_once=pairs_at_once,
-        )
-        constant = 0.5 * family.latent_dim * jnp.log(2 * jnp.pi) + jnp.sum(jnp.log(jnp.diag(scale_tril)))
-        fresh = jnp.where(sweep.finite, sweep.values + constant, jnp.nan)
-        certificate = certify(sweep, mean_field=mean_field)
-    value = jnp.mean(fresh)
+
+def _judge(
+    choice_noise: Float[Array, "draws d"],
+    sweep_noise: Float[Array, "pairs d"],
+    x: Any,
+    start: Array,
+    runs: Any,
+    model: Any,
+    family: Any,
+    pairs_at_once: int,
+) -> _Judged:
+    """Keep the best stage of a run of a normal family on common draws; estimate its ELBO and what it misses on others."""
+    phis = jnp.stack([start, *[_pack(family, *run) for run in runs]])
+
+    def values(phi: Array) -> Array:
+        def pair(noise: Array) -> Array:
+            points = jax.vmap(lambda e: family.transform(e, phi))(jnp.stack([noise, -noise]))
+            return jnp.mean(jax.vmap(lambda z: model.log_joint(z, x) - family.log_prob(z, phi))(points))
+
+        return jax.vmap(pair)(choice_noise)
+
+    choice = _choose(jax.lax.map(values, phis))
+    phi = phis[choice.index]
+    mean, root = _mean_and_root(family, phi)
+    sweep = look_around(sweep_noise, lambda z: model.log_joint(z, x), mean, root, pairs_at_once=pairs_at_once)
+    draws = sweep.values + (0.5 * family.latent_dim * math.log(2 * math.pi) + log_det(root))
+    draws = jnp.where(sweep.finite, draws, jnp.nan)
+    certificate = certify(sweep, mean_field=isinstance(family, MeanFieldNormal))
+    return _judged(phi, draws, choice, certificate)
+
+
+def _adam_and_judge(
+    key: jax.Array, x: Any, start: Array, phi: Array, model: Any, family: Any, settings: Settings, num_steps: Any
+) -> _Judged:
+    """Run Adam to two horizons, then judge the stages as `_judge` does; what the second gained stands for the rest."""
+    key_first, key_second, key_choice, key_value = jax.random.split(key, 4)
+    objective, half = _objective(x, model, family), jnp.maximum(num_steps // 2, 1)
+    middle = phi
+    if settings.warmup_steps:
+        middle = _adam(key_first, objective, phi, num_steps=settings.warmup_steps, rate=1e-1)
+    middle = _adam(key_first, objective, middle, num_steps=half, rate=3e-2)
+    end = _adam(key_second, objective, middle, num_steps=jnp.maximum(num_steps - half, 1), rate=1e-2)
+    phis = jnp.stack([start, phi, middle, end])
+
+    def draws(draw_key: jax.Array, phi: Array) -> Array:
+        antithetic, number = hasattr(family, "transform"), settings.num_samples
+        return elbo_draws(draw_key, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic)
+
+    choice = _choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
+    certificate = Certificate(jnp.where(jnp.isfinite(choice.gain), choice.gain, jnp.inf), choice.gain_error)
+    return _judged(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)
+
+
+def _judged(phi: Array, draws: Array, choice: _Choice, certificate: Certificate) -> _Judged:
+    value = jnp.mean(draws)
     return _Judged(
         phi=phi,
         value=value,
-        standard_error=jnp.std(fresh, ddof=min(1, fresh.size - 1)) / jnp.sqrt(float(fresh.size)),
-        start_value=value - (averages[chosen] - averages[0]),
-        horizon_gain=gain,
-        horizon_error=gain_error,
+        standard_error=jnp.std(draws, ddof=min(1, draws.size - 1)) / jnp.sqrt(float(draws.size)),
+        start_value=value - choice.over_start,
+        horizon_gain=choice.gain,
+        horizon_error=choice.gain_error,
         certificate=certificate,
     )
