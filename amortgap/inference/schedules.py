@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def cosine(step: Float[Array, ""] | Array, num_steps: int) -> Float[Array, ""]:
+def cosine(step: Float[Array, ""] | Array, num_steps: int | Array) -> Float[Array, ""]:
     """Return the factor `1/2 (1 + cos(pi (step + 1) / (num_steps + 1)))`, which falls from one towards zero.
 
     A rate that stays constant leaves a stationary error of a tenth of a nat and more, larger than many gaps.
@@ -15,6 +15,6 @@ def cosine(step: Float[Array, ""] | Array, num_steps: int) -> Float[Array, ""]:
     return 0.5 * (1 + jnp.cos(jnp.pi * fraction))
 
 
-def warmup_cosine(step: Float[Array, ""] | Array, num_steps: int, *, warmup: int) -> Float[Array, ""]:
+def warmup_cosine(step: Float[Array, ""] | Array, num_steps: int | Array, *, warmup: int) -> Float[Array, ""]:
     """Return the cosine factor times a linear ramp over the first `warmup` steps."""
     return cosine(step, num_steps) * jnp.minimum(1.0, (step + 1) / max(warmup, 1))

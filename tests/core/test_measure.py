@@ -26,7 +26,8 @@ SHIFTED = OPTIMUM + jnp.array([[0.3, -0.2, 0.1, 0.1]])
 def local_fit(phi):
     zeros = jnp.zeros(len(phi))
     return ag.LocalFit(
-        phi=phi, elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros + 0.125, suboptimality_standard_error=zeros,
+        phi=phi, elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros + 0.125, suboptimality_standard_error=zeros, horizon_gain=zeros,
+        num_gradients=jnp.zeros(len(phi), int),
         num_steps=jnp.zeros(len(phi), int), converged=jnp.arange(len(phi)) != 4,
     )  # fmt: skip
 
@@ -153,7 +154,7 @@ def test_evidence_of_data_is_exact_or_importance_sampled_and_says_so(key):
 def test_arithmetic_of_estimates():
     values, errors = jnp.array([1.0, 2.0, 6.0]), jnp.array([0.3, 0.4, 1.2])
     row = estimate(values, errors)
-    np.testing.assert_allclose(row, (3.0, 9.0, (7 / 3) ** 0.5, 1.3 / 3), rtol=1e-6)
+    np.testing.assert_allclose(row, (3.0, 9.0, (7 / 3) ** 0.5, 1.3 / 3, 3), rtol=1e-6)
     assert np.isnan(estimate(values[:1], errors[:1]).data_standard_error)
     paired = paired_difference(values, values - jnp.array([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(paired[:3], (2.0, 6.0, 3**-0.5), rtol=1e-6)

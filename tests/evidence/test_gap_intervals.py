@@ -14,7 +14,7 @@ from amortgap.inference import LocalFit
 def local_fit(phis):
     """A fit that claims nothing but its phi."""
     zeros = jnp.zeros(phis.shape[0])
-    return LocalFit(phis, zeros, zeros, zeros, zeros, zeros.astype(int), zeros == 0)
+    return LocalFit(phis, *[zeros] * 6, zeros.astype(int), zeros.astype(int), zeros == 0)
 
 
 @pytest.fixture(scope="module")
