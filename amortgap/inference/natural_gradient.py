@@ -79,7 +79,7 @@ def ascend(
             ),
         ).astype(mean.dtype)
         noise, scale = noises[index], jnp.exp(log_scale)
-        up, down = jax.vmap(gradient)(mean + jnp.stack([scale * noise, -scale * noise]))
+        up, down = jax.vmap(gradient)(jnp.stack([mean + scale * noise, mean - scale * noise]))
         # Gradients of minus the ELBO, in units of the scale and of its logarithm, the score term left out.
         slope, surprise = 0.5 * scale * (up + down), (0.5 * scale * (up - down) - noise) * noise
 
