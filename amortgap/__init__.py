@@ -7,16 +7,22 @@ over the weights of one encoder; every gap is a difference of that function at t
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
+# Batched factorisations in jaxlib wait inside the thread pool for tasks of the same pool: as many of them at a time as
+# the pool has threads, two on a small machine, wait for ever. A wider pool is read when jax first computes.
+os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
+
 if TYPE_CHECKING:
-    from amortgap import encoders, evidence, families, gaps, inference, models, objectives
-    from amortgap.evidence import log_evidence
+    from amortgap import data, diagnostics, encoders, evidence, families, gaps, inference, models, objectives, weights
+    from amortgap.aggregate import aggregate_posterior
+    from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.gaps import Gaps
     from amortgap.inference import AmortizedFit, LocalFit, amortized_vi, fit_local, local_vi, train_vae
-    from amortgap.measure import evaluate_bounds, evidence_of_data, inference_gaps
+    from amortgap.measure import evaluate_bounds, inference_gaps
     from amortgap.objectives import elbo, iw_bound
 
 _HOMES = {
@@ -29,14 +35,54 @@ _HOMES = {
     "LocalFit": "inference",
     "AmortizedFit": "inference",
     "log_evidence": "evidence",
+    "evidence_of_data": "evidence",
+    "evidence_bounds": "evidence",
+    "aggregate_posterior": "aggregate",
     "evaluate_bounds": "measure",
-    "evidence_of_data": "measure",
     "inference_gaps": "measure",
     "Gaps": "gaps",
 }
-_MODULES = ("data", "encoders", "evidence", "families", "figures", "gaps", "inference", "models", "objectives", "weights")
+_MODULES = (
+    "data",
+    "diagnostics",
+    "encoders",
+    "evidence",
+    "families",
+    "figures",
+    "gaps",
+    "inference",
+    "models",
+    "objectives",
+    "weights",
+)
 
-__all__ = [*_HOMES, "encoders", "evidence", "families", "gaps", "inference", "models", "objectives"]
+__all__ = [
+    "AmortizedFit",
+    "Gaps",
+    "LocalFit",
+    "aggregate_posterior",
+    "amortized_vi",
+    "data",
+    "diagnostics",
+    "elbo",
+    "encoders",
+    "evaluate_bounds",
+    "evidence",
+    "evidence_bounds",
+    "evidence_of_data",
+    "families",
+    "fit_local",
+    "gaps",
+    "inference",
+    "inference_gaps",
+    "iw_bound",
+    "local_vi",
+    "log_evidence",
+    "models",
+    "objectives",
+    "train_vae",
+    "weights",
+]
 
 
 def __getattr__(name: str) -> Any:

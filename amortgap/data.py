@@ -51,7 +51,7 @@ def load_digits(*, binarisation: str = "threshold", seed: int = 0, test_fraction
     check_choice("binarisation", binarisation, BINARISATIONS)
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
-    images = load().data
+    images = load(return_X_y=True)[0]
     found = hashlib.sha256(images.astype(np.uint8).tobytes()).hexdigest()
     if found != DIGITS_SHA256:
         raise ValueError(f"scikit-learn's digits have changed: sha256 {found}, expected {DIGITS_SHA256}")

@@ -1,4 +1,7 @@
-"""Arithmetic of gaps on arrays over data: differences of bounds and their standard errors. Imports nothing of the package."""
+"""Arithmetic of gaps on arrays over data: differences of bounds, their standard errors and their intervals.
+
+Imports nothing of the package.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from scipy import stats
 
 
 class Estimate(NamedTuple):
@@ -18,18 +22,45 @@ class Estimate(NamedTuple):
       total: sum over data, nats.
       data_standard_error: of the mean, from the spread over data (the noise of the draws is part of that spread).
       monte_carlo_standard_error: of the mean, from the draws alone, the data held fixed.
+      num_data: number of data behind the mean.
     """
 
     mean: Float[Array, ""]
     total: Float[Array, ""]
     data_standard_error: Float[Array, ""]
     monte_carlo_standard_error: Float[Array, ""]
+    num_data: int
+
+    def interval(self, level: float = 0.95, *, over: str = "data") -> tuple[float, float]:
+        """Return the confidence interval of the mean, `mean -+ quantile * standard error`.
+
+        Args:
+          level: nominal coverage, in (0, 1).
+          over: "data" for the mean over the population that the data were drawn from (Student's t), "draws" for the
+            mean over exactly these data (normal).
+
+        Raises:
+          ValueError: another level or kind.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {level!r}")
+        if over not in ("data", "draws"):
+            raise ValueError(f"over must be 'data' or 'draws', got {over!r}")
+        tail = 0.5 * (1 + level)
+        if over == "data":
+            half = float(stats.t.ppf(tail, max(self.num_data - 1, 1))) * float(self.data_standard_error)
+        else:
+            half = float(stats.norm.ppf(tail)) * float(self.monte_carlo_standard_error)
+        if half == float("inf"):
+            return -half, half
+        return float(self.mean) - half, float(self.mean) + half
 
 
 def estimate(values: Float[Array, " N"], standard_errors: Float[Array, " N"]) -> Estimate:
     """Return the mean of per-datum values with standard errors over data and over Monte Carlo draws.
 
-    Formula: `mean = (1/N) sum v_i`; `SE_data = sd(v) / sqrt(N)`; `SE_MC = sqrt(sum se_i^2) / N`.
+    Formula: `mean = (1/N) sum v_i`; `SE_data = sd(v) / sqrt(N)`; `SE_MC = sqrt(sum se_i^2) / N`. With an infinite value
+    the mean is infinite and so are both errors; a NaN among the values stays NaN.
 
     Args:
       values: v_i in nats, [N].
@@ -37,12 +68,30 @@ def estimate(values: Float[Array, " N"], standard_errors: Float[Array, " N"]) ->
     """
     n = values.shape[0]
     spread = jnp.std(values, ddof=1) if n > 1 else jnp.asarray(jnp.nan)
+    spread = jnp.where(jnp.any(jnp.isinf(values)), jnp.inf, spread)
     return Estimate(
         mean=jnp.mean(values),
         total=jnp.sum(values),
         data_standard_error=spread / n**0.5,
         monte_carlo_standard_error=jnp.sqrt(jnp.sum(standard_errors**2)) / n,
+        num_data=n,
     )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bound:
+    """A bound that holds in expectation, for every datum.
+
+    Attributes:
+      value: in nats, [N].
+      standard_error: Monte Carlo standard error, [N].
+      proven: whether mathematics guarantees the direction, or only experience.
+    """
+
+    value: Float[Array, " N"]
+    standard_error: Float[Array, " N"]
+    proven: bool = field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -60,8 +109,10 @@ class Gaps:
       amortization_standard_error: of the paired difference, [N]; shared draws make it smaller than its parts.
       converged: whether the local optimum of the datum met its tolerance, [N].
       suboptimality: estimate of the nats by which the local fit misses its optimum, [N].
+      evidence_upper: an upper bound on log p(x), where one is known besides an exact value.
+      optimum_excess: an upper bound on the nats by which the local fit misses the best ELBO, where one was computed.
       evidence_method: how log p(x) was obtained.
-      evidence_bias: "none", or the direction in which log p(x) is off in expectation.
+      evidence_bias: "none", "numerical", or the direction in which log p(x) is off in expectation.
     """
 
     log_evidence: Float[Array, " N"]
@@ -73,6 +124,8 @@ class Gaps:
     amortization_standard_error: Float[Array, " N"]
     converged: Array
     suboptimality: Float[Array, " N"]
+    evidence_upper: Bound | None = None
+    optimum_excess: Bound | None = None
     evidence_method: str = field(metadata={"static": True})
     evidence_bias: str = field(metadata={"static": True})
 
@@ -105,23 +158,88 @@ class Gaps:
             "inference": estimate(self.inference, inference),
         }
 
-    def summary(self) -> str:
-        """Return a table in plain text: means in nats per datum, standard errors over data and over draws."""
+    def bounds(self) -> dict[str, tuple[Bound | None, Bound | None]]:
+        """Return a lower and an upper bound of every quantity by name, None where there is none.
+
+        Formula, with L and U the bounds on log p(x) and S >= ELBO(phi*) - ELBO(fit): `L - ELBO(fit) - S <=
+        approximation <= U - ELBO(fit)`, `ELBO(fit) - ELBO(encoder) <= amortization <= ELBO(fit) - ELBO(encoder) + S`,
+        `L - ELBO(encoder) <= inference <= U - ELBO(encoder)`.
+        """
+        known = Bound(self.log_evidence, self.log_evidence_standard_error, self.evidence_bias != "numerical")
+        lower = known if self.evidence_bias in ("none", "numerical", "lower bound") else None
+        upper = known if self.evidence_bias in ("none", "numerical", "upper bound") else self.evidence_upper
+        fit = Bound(self.elbo_local, self.elbo_local_standard_error, True)
+        encoder = Bound(self.elbo_amortized, self.elbo_amortized_standard_error, True)
+        paired = Bound(self.amortization, self.amortization_standard_error, True)
+        best = _combine(fit, self.optimum_excess, 1)
+        return {
+            "log_evidence": (lower, upper),
+            "elbo_local": (fit, best),
+            "elbo_amortized": (encoder, encoder),
+            "approximation": (_combine(lower, best, -1), _combine(upper, fit, -1)),
+            "amortization": (paired, _combine(paired, self.optimum_excess, 1)),
+            "inference": (_combine(lower, encoder, -1), _combine(upper, encoder, -1)),
+        }
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """Return a conservative interval of the mean of one quantity over these data.
+
+        Formula: `[mean lower - q se, mean upper + q se]`, q the normal quantile of `level`, se from the draws;
+        infinite on a side without a bound. It covers at least `level` in expectation where both bounds are proven.
+
+        Raises:
+          ValueError: an unknown name.
+        """
+        bounds = self.bounds()
+        if name not in bounds:
+            raise ValueError(f"name must be one of {', '.join(map(repr, bounds))}, got {name!r}")
+        ends = []
+        for bound, side, none in zip(bounds[name], (0, 1), (-float("inf"), float("inf")), strict=True):
+            if bound is None:
+                ends.append(none)
+            else:
+                ends.append(estimate(bound.value, bound.standard_error).interval(level, over="draws")[side])
+        return ends[0], ends[1]
+
+    def summary(self, level: float = 0.95) -> str:
+        """Return a table in plain text: means in nats per datum, both standard errors, and bounds where they exist."""
         n = self.elbo_local.shape[0]
-        lines = [f"{'nats per datum':<16}{'mean':>12}{'SE (data)':>12}{'SE (draws)':>12}{'sum':>14}"]
+        heads = ("mean", "SE (data)", "SE (draws)", "sum", "lower", "upper")
+        lines = [f"{'nats per datum':<16}" + "".join(f"{head:>12}" for head in heads)]
+        bounds = self.bounds()
         for name, row in self.estimates().items():
+            marks = (_mark(bound, end) for bound, end in zip(bounds[name], self.interval(name, level), strict=True))
             lines.append(
                 f"{name:<16}{float(row.mean):>12.4f}{float(row.data_standard_error):>12.4f}"
-                f"{float(row.monte_carlo_standard_error):>12.4f}{float(row.total):>14.2f}"
+                f"{float(row.monte_carlo_standard_error):>12.4f}{float(row.total):>12.2f}" + "".join(marks)
             )
-        missed = [int(i) for i in jnp.flatnonzero(~self.converged)[:10]]
+        lines.append(
+            f"lower, upper: bounds on the mean over these data, each {100 * level:g} % sure of its draws; "
+            "p proven in expectation, h heuristic, - none"
+        )
         lines.append(f"{n} data; log p(x) by {self.evidence_method} (bias: {self.evidence_bias})")
+        missed = [int(i) for i in jnp.flatnonzero(~self.converged)[:10]]
         lines.append(
             f"local optimum: {n - int(jnp.sum(~self.converged))} of {n} data within tolerance, estimated shortfall "
             f"{float(jnp.mean(self.suboptimality)):.4f} nats on average"
             + (f"; not converged: data {missed}" if missed else "")
         )
+        for name in ("log_evidence", "elbo_local", "elbo_amortized"):
+            bad = jnp.flatnonzero(~jnp.isfinite(getattr(self, name)))
+            if bad.size:
+                lines.append(f"{name} is not finite for {bad.size} data: {[int(i) for i in bad[:10]]}")
         return "\n".join(lines)
+
+
+def _combine(first: Bound | None, second: Bound | None, sign: int) -> Bound | None:
+    if first is None or second is None:
+        return None
+    error = jnp.hypot(first.standard_error, second.standard_error)
+    return Bound(first.value + sign * second.value, error, first.proven and second.proven)
+
+
+def _mark(bound: Bound | None, end: float) -> str:
+    return f"{'-':>12}" if bound is None else f"{end:>11.4f}{'p' if bound.proven else 'h'}"
 
 
 def paired_difference(first: Float[Array, " N"], second: Float[Array, " N"]) -> Estimate:
@@ -139,4 +257,5 @@ def generalization(train: Float[Array, " N"], test: Float[Array, " M"]) -> Estim
     """
     difference = jnp.mean(test) - jnp.mean(train)
     error = jnp.sqrt(jnp.var(test, ddof=1) / test.shape[0] + jnp.var(train, ddof=1) / train.shape[0])
-    return Estimate(difference, difference * test.shape[0], error, jnp.zeros_like(error))
+    n = test.shape[0]
+    return Estimate(difference, difference * n, error, jnp.zeros_like(error), n)

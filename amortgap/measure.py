@@ -1,4 +1,4 @@
-"""Measuring the gaps of an encoder: local optimum, both ELBOs on shared fresh draws, evidence, and their differences."""
+"""Measuring the gaps of an encoder: local optimum, both ELBOs on shared draws, evidence, and differences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_data, check_encoder, check_key, check_sizes, num_rows
+from amortgap._checks import check_count, check_data, check_encoder, check_key, check_sizes, num_rows
 from amortgap._chunks import map_data
-from amortgap.evidence import Evidence, log_evidence
-from amortgap.gaps import Gaps
+from amortgap.evidence import Evidence, Sandwich, evidence_of_data, excess_is_proven, optimum_excess_of_data
+from amortgap.gaps import Bound, Gaps
 from amortgap.inference.local import LocalFit, fit_local
 from amortgap.objectives import elbo_draws
 
@@ -98,59 +98,6 @@ def _evaluate(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, num
     return evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
 
 
-@partial(jax.jit, static_argnames=("num_samples",))
-def _evidence(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, num_samples: int) -> Evidence:
-    def one(index: Array, row: Any) -> Evidence:
-        phi, x = row
-        return log_evidence(
-            jax.random.fold_in(key, index),
-            x,
-            model=model,
-            method="importance",
-            family=family,
-            phi=phi,
-            num_samples=num_samples,
-        )
-
-    return map_data(one, (phis, xs), chunk_size=250)
-
-
-def evidence_of_data(
-    key: jax.Array,
-    xs: Any,
-    *,
-    model: Any,
-    method: str = "auto",
-    family: Any = None,
-    phis: Float[Array, "N size"] | None = None,
-    num_samples: int = 5000,
-) -> Evidence:
-    """Return log p(x) of every datum.
-
-    Args:
-      key: typed key; datum i uses `fold_in(key, i)`.
-      xs: data.
-      model: the model.
-      method: "exact", "importance", or "auto" for the first that the model allows.
-      family, phis: proposal of importance sampling for every datum, best its local optimum.
-      num_samples: draws per datum.
-
-    Returns:
-      Evidence with a leading axis N.
-
-    Raises:
-      ValueError: as in `log_evidence`.
-    """
-    check_choice("method", method, ("auto", "exact", "importance"))
-    if method == "auto":
-        method = "exact" if hasattr(model, "log_evidence") else "importance"
-    if method == "exact":
-        return jax.vmap(lambda x: log_evidence(key, x, model=model, method="exact"))(xs)
-    if family is None or phis is None:
-        raise ValueError("method 'importance' needs a proposal: give family and phis")
-    return _evidence(key, phis, xs, model, family, num_samples)
-
-
 def inference_gaps(
     key: jax.Array,
     xs: Any,
@@ -159,10 +106,11 @@ def inference_gaps(
     family: Any,
     encoder: Any,
     local: LocalFit | None = None,
-    evidence: Evidence | None = None,
+    evidence: Evidence | Sandwich | None = None,
     evidence_method: str = "auto",
     num_samples: int = 1000,
     evidence_samples: int = 5000,
+    optimum_samples: int | None = None,
     progress: bool = False,
 ) -> Gaps:
     """Measure how many nats an encoder loses on every datum, and why.
@@ -176,10 +124,13 @@ def inference_gaps(
       model, family: as in `elbo`.
       encoder: callable from one datum to phi.
       local: local optima of these data and this family, if already known; None to fit them now.
-      evidence: log p(x) of these data, if already known; None to estimate it now.
+      evidence: log p(x) of these data, if already known, or bounds on it from both sides, whose lower one then stands
+        for log p(x); None to estimate it now.
       evidence_method: as in `evidence_of_data`.
       num_samples: draws per datum for both ELBOs.
       evidence_samples: draws per datum for importance sampling, with the local optimum as the proposal.
+      optimum_samples: draws per datum for an upper bound on the ELBO of the local optimum (`optimum_excess`), which
+        closes the intervals of the approximation and the amortization gap; None to leave it out.
       progress: show progress bars on standard error if that is a terminal.
 
     Returns:
@@ -194,8 +145,12 @@ def inference_gaps(
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    check_count("num_samples", num_samples, minimum=2)
+    check_count("evidence_samples", evidence_samples)
     n = num_rows(xs)
-    key_local, key_bounds, key_evidence = jax.random.split(key, 3)
+    if optimum_samples is not None:
+        check_count("optimum_samples", optimum_samples, minimum=2 * family.latent_dim)
+    key_local, key_bounds, key_evidence, key_excess = jax.random.split(key, 4)
     if local is None:
         local = fit_local(key_local, xs, model=model, family=family, encoder=encoder, progress=progress)
     if local.phi.shape != (n, family.size):
@@ -210,20 +165,33 @@ def inference_gaps(
             phis=local.phi,
             num_samples=evidence_samples,
         )
-    if evidence.log_evidence.shape != (n,):
-        raise ValueError(f"evidence must hold {n} values, got shape {evidence.log_evidence.shape}")
+    excess = upper = None
+    if isinstance(evidence, Sandwich):
+        upper = Bound(evidence.upper, evidence.upper_standard_error, evidence.proven)
+        value, error, bias = evidence.lower, evidence.lower_standard_error, "lower bound"
+    else:
+        value, error, bias = evidence.log_evidence, evidence.standard_error, evidence.bias
+    if value.shape != (n,):
+        raise ValueError(f"evidence must hold {n} values, got shape {value.shape}")
     phis = jnp.stack([local.phi, jax.vmap(encoder)(xs)], axis=1)
     bounds = _evaluate(key_bounds, phis, xs, model, family, num_samples)
+    if optimum_samples is not None:
+        mean, mean_error = optimum_excess_of_data(
+            key_excess, local.phi, xs, model=model, family=family, num_samples=optimum_samples
+        )
+        excess = Bound(mean, mean_error, excess_is_proven(model, family))
     return Gaps(
-        log_evidence=evidence.log_evidence,
+        log_evidence=value,
         elbo_local=bounds.elbo[:, 0],
         elbo_amortized=bounds.elbo[:, 1],
-        log_evidence_standard_error=evidence.standard_error,
+        log_evidence_standard_error=error,
         elbo_local_standard_error=bounds.standard_error[:, 0],
         elbo_amortized_standard_error=bounds.standard_error[:, 1],
         amortization_standard_error=bounds.paired_standard_error[:, 1],
         converged=local.converged,
         suboptimality=local.suboptimality,
+        evidence_upper=upper,
+        optimum_excess=excess,
         evidence_method=evidence.method,
-        evidence_bias=evidence.bias,
+        evidence_bias=bias,
     )

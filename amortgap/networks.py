@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class _Dense(nnx.Module):
         self.layers = nnx.List(
             [
                 nnx.Linear(fan_in, fan_out, param_dtype=dtype, dtype=dtype, rngs=rngs)
-                for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+                for fan_in, fan_out in itertools.pairwise(sizes)
             ]
         )
         self.activation = activation
@@ -72,9 +73,7 @@ def from_module(module: nnx.Module) -> Network:
     return Network(graph, weights)
 
 
-def dense(
-    key: jax.Array, sizes: Sequence[int], *, activation: str = "elu", output_scale: float = 1.0
-) -> Network:
+def dense(key: jax.Array, sizes: Sequence[int], *, activation: str = "elu", output_scale: float = 1.0) -> Network:
     """Return a fully connected network with the layer sizes `sizes` (input first, output last).
 
     Formula: `h_0 = x; h_{l+1} = activation(W_l h_l + b_l)`, without activation after the last layer.

@@ -49,7 +49,7 @@ def elbo_draws(
         raise ValueError(f"estimator 'analytic_entropy' needs family.entropy, which {type(family).__name__} lacks")
     x = check_datum(x, model)
 
-    def integrand(z: Array, log_q: Array) -> Array:
+    def integrand(z: Array, log_q: Array | None) -> Array:
         log_joint = model.log_joint(z, x)
         if estimator == "analytic_entropy":
             return log_joint + family.entropy(phi)
@@ -57,26 +57,22 @@ def elbo_draws(
             # Same value as the total estimator; its gradient leaves out the score term, whose mean is zero, and so
             # has no noise at all where q equals the posterior.
             return log_joint - family.log_prob(z, jax.lax.stop_gradient(phi))
-        return log_joint - log_q
+        return log_joint - (family.log_prob(z, phi) if log_q is None else log_q)
+
+    if not hasattr(family, "transform"):
+        return jax.vmap(lambda draw_key: integrand(*family.sample_and_log_prob(draw_key, phi)))(
+            jax.random.split(key, num_samples)
+        )
+    # One block of noise for all draws: a key for each would double the random number generation to be compiled.
+    count = num_samples // 2 if antithetic else num_samples
+    noise = jax.random.normal(key, (count, family.noise_dim), phi.dtype)
+
+    def draw(one: Array) -> Array:
+        return integrand(family.transform(one, phi), None)
 
     if antithetic:
-        keys = jax.random.split(key, num_samples // 2)
-
-        def pair(pair_key: jax.Array) -> Array:
-            noise = jax.random.normal(pair_key, (family.noise_dim,), phi.dtype)
-            values = []
-            for signed in (noise, -noise):
-                z = family.transform(signed, phi)
-                values.append(integrand(z, family.log_prob(z, phi)))
-            return 0.5 * (values[0] + values[1])
-
-        return jax.vmap(pair)(keys)
-
-    def draw(draw_key: jax.Array) -> Array:
-        z, log_q = family.sample_and_log_prob(draw_key, phi)
-        return integrand(z, log_q)
-
-    return jax.vmap(draw)(jax.random.split(key, num_samples))
+        return jax.vmap(lambda one: 0.5 * (draw(one) + draw(-one)))(noise)
+    return jax.vmap(draw)(noise)
 
 
 def elbo(

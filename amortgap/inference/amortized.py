@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from amortgap._chunks import map_data
 from amortgap._checks import (
+    check_choice,
     check_count,
     check_data,
     check_encoder,
@@ -22,9 +23,10 @@ from amortgap._checks import (
     is_concrete,
     num_rows,
 )
+from amortgap._chunks import map_data
 from amortgap._progress import progress_bar
 from amortgap.inference.schedules import warmup_cosine
-from amortgap.objectives import elbo
+from amortgap.objectives import ESTIMATORS, elbo
 
 
 class Trace(NamedTuple):
@@ -76,9 +78,9 @@ class _Settings:
 
 
 class _State(NamedTuple):
-    params: Any
+    params: Array
     optimiser: Any
-    best: Any
+    best: Array
     best_elbo: Array
     half_values: Array
     last_values: Array
@@ -96,7 +98,7 @@ def amortized_vi(
     num_steps: int = 4000,
     batch_size: int = 100,
     num_samples: int = 1,
-    learning_rate: float = 3e-3,
+    learning_rate: float | Array = 3e-3,
     eval_samples: int = 8,
     num_evaluations: int = 20,
     estimator: str = "sticking_the_landing",
@@ -166,7 +168,7 @@ def train_vae(
     num_steps: int = 4000,
     batch_size: int = 100,
     num_samples: int = 1,
-    learning_rate: float = 3e-3,
+    learning_rate: float | Array = 3e-3,
     eval_samples: int = 8,
     num_evaluations: int = 20,
     estimator: str = "sticking_the_landing",
@@ -213,7 +215,7 @@ def _train(
     num_steps: int,
     batch_size: int,
     num_samples: int,
-    learning_rate: float,
+    learning_rate: float | Array,
     eval_samples: int,
     num_evaluations: int,
     estimator: str,
@@ -230,6 +232,7 @@ def _train(
     check_count("batch_size", batch_size)
     check_count("num_samples", num_samples)
     check_count("eval_samples", eval_samples)
+    check_choice("estimator", estimator, ESTIMATORS)
     if is_concrete(learning_rate):
         check_positive("learning_rate", float(learning_rate))
     if validation is None:
@@ -261,7 +264,8 @@ def _run(
     settings: _Settings,
     progress: bool,
 ) -> AmortizedFit:
-    params = (model if settings.train_model else None, encoder)
+    # One flat vector: an optimiser over dozens of small leaves costs more to compile and to dispatch than to compute.
+    params, unravel = ravel_pytree((model if settings.train_model else None, encoder))
     values = jnp.full(num_rows(validation), -jnp.inf)
     state = _State(
         params=params,
@@ -274,7 +278,7 @@ def _run(
     )
 
     def advance(state: _State, index: Any) -> tuple[_State, Trace]:
-        return _round(key, index, state, xs, validation, model, family, learning_rate, settings)
+        return _round(key, index, state, xs, validation, model, encoder, family, learning_rate, settings)
 
     rounds = 2 * settings.rounds_per_cycle
     if is_concrete((key, xs, validation, model, encoder)):
@@ -287,7 +291,7 @@ def _run(
     else:
         state, trace = jax.lax.scan(advance, state, jnp.arange(rounds))
     change = state.last_values - state.half_values
-    best_model, best_encoder = state.best
+    best_model, best_encoder = unravel(state.best)
     return AmortizedFit(
         encoder=best_encoder,
         model=best_model if settings.train_model else model,
@@ -306,12 +310,14 @@ def _round(
     xs: Any,
     validation: Any,
     model: Any,
+    encoder: Any,
     family: Any,
     learning_rate: Array,
     settings: _Settings,
 ) -> tuple[_State, Trace]:
     """Train for `steps_per_round` steps, then evaluate on shared noise and keep the best."""
-    key_order, key_noise, key_eval = (jax.random.fold_in(key, purpose) for purpose in range(3))
+    _, unravel = ravel_pytree((model if settings.train_model else None, encoder))
+    key_order, key_noise, key_eval = jax.random.split(key, 3)
     n, steps, batch_size = num_rows(xs), settings.steps_per_round, settings.batch_size
     first = (index % settings.rounds_per_cycle) * steps
     cycle_steps = settings.rounds_per_cycle * steps
@@ -320,13 +326,13 @@ def _round(
     adam = optax.scale_by_adam()
     evaluate = partial(_bound, family=family, num_samples=settings.eval_samples, estimator="total")
 
-    def pick(params: Any) -> tuple[Any, Any]:
-        return (params[0] if settings.train_model else model), params[1]
+    def pick(params: Array) -> tuple[Any, Any]:
+        trained, here = unravel(params)
+        return (trained if settings.train_model else model), here
 
-    def loss(params: Any, draw_key: jax.Array, rows: Array) -> Array:
+    def loss(params: Array, keys: Array, rows: Array) -> Array:
         here, encoder = pick(params)
         batch = jax.tree.map(lambda leaf: leaf[rows], xs)
-        keys = jax.vmap(partial(jax.random.fold_in, draw_key))(rows)
         bound = partial(
             _bound,
             family=family,
@@ -336,22 +342,22 @@ def _round(
         )
         return -jnp.mean(jax.vmap(lambda k, x: bound(k, encoder, x, here))(keys, batch))
 
-    def step(carry: tuple[Any, Any], inputs: tuple[Array, Array]) -> tuple[tuple[Any, Any], Array]:
+    def step(carry: tuple[Array, Any], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Any], Array]:
         params, optimiser = carry
-        number, rows = inputs
-        draw_key = jax.random.fold_in(jax.random.fold_in(key_noise, index), number)
-        value, gradient = jax.value_and_grad(loss)(params, draw_key, rows)
+        number, keys, rows = inputs
+        value, gradient = jax.value_and_grad(loss)(params, keys, rows)
         update, optimiser = adam.update(gradient, optimiser, params)
         rate = peak * warmup_cosine(first + number, cycle_steps, warmup=min(100, cycle_steps // 10))
-        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, update)
-        return (params, optimiser), -value
+        return (params - rate.astype(params.dtype) * jnp.asarray(update), optimiser), -value
 
     # Whole permutations laid end to end: batches cross their borders, so no datum is dropped at the end of an epoch.
     epochs = -(-steps * batch_size // n)
-    epoch_keys = jax.random.split(jax.random.fold_in(key_order, index), epochs)
-    order = jax.vmap(lambda k: jax.random.permutation(k, n))(epoch_keys).reshape(-1)
+    order = jnp.argsort(jax.random.bits(jax.random.fold_in(key_order, index), (epochs, n)), axis=1).reshape(-1)
     rows = order[: steps * batch_size].reshape(steps, batch_size)
-    (params, optimiser), values = jax.lax.scan(step, (state.params, state.optimiser), (jnp.arange(steps), rows))
+    # All keys at once, outside the loop: every random call inside it costs compile time of its own.
+    keys = jax.random.split(jax.random.fold_in(key_noise, index), (steps, batch_size))
+    inputs = (jnp.arange(steps), keys, rows)
+    (params, optimiser), values = jax.lax.scan(step, (state.params, state.optimiser), inputs)
 
     here, encoder = pick(params)
     per_datum = map_data(
@@ -362,11 +368,12 @@ def _round(
     improved = finite & (mean > state.best_elbo)
     half_done = index == settings.rounds_per_cycle - 1
     # After a value that is not finite the last good weights are restored, and the fit is marked.
-    good = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimiser), (state.best, state.optimiser))
+    last_good = (state.best, state.optimiser)
+    good = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimiser), last_good)
     updated = _State(
         params=good[0],
         optimiser=good[1],
-        best=jax.tree.map(lambda new, old: jnp.where(improved, new, old), params, state.best),
+        best=jnp.where(improved, params, state.best),
         best_elbo=jnp.where(improved, mean, state.best_elbo),
         half_values=jnp.where(half_done, per_datum, state.half_values),
         last_values=per_datum,

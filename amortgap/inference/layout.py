@@ -40,8 +40,7 @@ def take(tree: Tree, rows: np.ndarray) -> Tree:
 def put(whole: Tree | None, part: Tree, rows: np.ndarray, n: int) -> Tree:
     """Write the first leaves of `part` to `rows` of a tree of host arrays of length n, made when `whole` is None."""
     host = jax.tree.map(np.asarray, part)
-    if whole is None:
-        whole = jax.tree.map(lambda leaf: np.empty((n, *leaf.shape[1:]), leaf.dtype), host)
-    for target, source in zip(jax.tree.leaves(whole), jax.tree.leaves(host), strict=True):
-        target[rows] = source[: rows.size]
-    return whole
+    target = jax.tree.map(lambda leaf: np.empty((n, *leaf.shape[1:]), leaf.dtype), host) if whole is None else whole
+    for place, source in zip(jax.tree.leaves(target), jax.tree.leaves(host), strict=True):
+        place[rows] = source[: rows.size]
+    return target

@@ -92,6 +92,7 @@ def local_vi(
       ValueError: bad key, sizes or settings, or an x that is not finite or not one datum of the model.
     """
     check_key(key)
+    x = check_datum(x, model)
     check_sizes(model, family)
     settings = settings_for(
         family,
@@ -226,9 +227,7 @@ def _first_chunk(
 ) -> Work:
     def fit(row: Array, x: Any, start: Any) -> Work:
         offered = _offered(x, start, encoder)
-        return first_fit(
-            jax.random.fold_in(key, row), x, offered, model, family, settings, pairs_at_once=pairs_at_once
-        )
+        return first_fit(jax.random.fold_in(key, row), x, offered, model, family, settings, pairs_at_once=pairs_at_once)
 
     return jax.vmap(fit)(rows, xs, init)
 

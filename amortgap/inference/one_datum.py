@@ -166,7 +166,10 @@ def first_fit(
             runs = list(ascend(climb, gradient, mean, scale, warmup_steps=settings.warmup_steps))
         if settings.method == "newton":
             if steps:
-                mean, root = runs[-1][0], (runs[-1][1] if isinstance(family, MeanFieldNormal) else jnp.diag(runs[-1][1]))
+                mean, root = (
+                    runs[-1][0],
+                    (runs[-1][1] if isinstance(family, MeanFieldNormal) else jnp.diag(runs[-1][1])),
+                )
             runs = [(mean, root), *_newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)]
         judged = _judge(choice, sweeps, x, start, runs, model, family, pairs_at_once)
     gradients = 2 * settings.warmup_steps + settings.num_steps * _gradients_per_step(family, settings.method)
@@ -277,7 +280,7 @@ def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: f
         phi, state = carry
         gradient = jax.grad(objective, argnums=1)(jax.random.fold_in(key, index), phi, 2)
         update, state = optimiser.update(gradient, state)
-        new = phi + rate * cosine(index, num_steps).astype(phi.dtype) * update
+        new = phi + rate * cosine(index, num_steps).astype(phi.dtype) * jnp.asarray(update)
         good = jnp.all(jnp.isfinite(new))
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, state), carry)
 

@@ -4,6 +4,7 @@ from amortgap.models.deep_latent_gaussian import DeepLatentGaussian, deep_latent
 from amortgap.models.factor_analysis import FactorAnalysis, FactorAnalysisFit, NormalPosterior, fit_factor_analysis
 from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
 from amortgap.models.log_joint import LogJoint, from_log_joint
+from amortgap.models.mixture_prior import MixturePosterior, MixturePrior
 from amortgap.models.poisson_gamma import PoissonGamma
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "FactorAnalysisFit",
     "Gaussian",
     "LogJoint",
+    "MixturePosterior",
+    "MixturePrior",
     "NormalPosterior",
     "PoissonGamma",
     "deep_latent_gaussian",

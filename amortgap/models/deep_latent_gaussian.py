@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class DeepLatentGaussian:
     latent_dim: int = field(metadata={"static": True})
     data_dim: int = field(metadata={"static": True})
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         check_row_shape(name, xs, (self.data_dim,))
         self.likelihood.validate(name, xs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class FactorAnalysis:
     loadings: Float[Array, "D d"]
     mean: Float[Array, " D"]
     noise_variance: Float[Array, " D"]
+    log_concave: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("loadings", "mean", "noise_variance"):
@@ -92,7 +93,7 @@ class FactorAnalysis:
         """Dimension D of x."""
         return self.loadings.shape[-2]
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         check_row_shape(name, xs, (self.data_dim,))
 

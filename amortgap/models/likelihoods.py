@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +47,9 @@ class Bernoulli:
         """Return one draw of x."""
         return jax.random.bernoulli(key, jax.nn.sigmoid(output)).astype(output.dtype)
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError unless all entries lie in [0, 1]."""
-        check_range(name, xs, low=0, high=1)
+        check_range(name, xs, low=0.0, high=1.0)
 
 
 @jax.tree_util.register_dataclass
@@ -78,9 +79,9 @@ class Binomial:
         n = float(self.total_count)
         return jax.random.binomial(key, n, jax.nn.sigmoid(output)).astype(output.dtype)
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError unless all entries are whole numbers in [0, total_count]."""
-        check_range(name, xs, low=0, high=self.total_count, whole=True)
+        check_range(name, xs, low=0.0, high=float(self.total_count), whole=True)
 
 
 @checked_record
@@ -112,5 +113,5 @@ class Gaussian:
         scale = jnp.exp(0.5 * jnp.broadcast_to(self.log_noise_variance, output.shape))
         return output + scale * jax.random.normal(key, output.shape, output.dtype)
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Any) -> None:
         """Accept any finite data."""

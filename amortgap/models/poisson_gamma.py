@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class PoissonGamma:
 
     shape: Float[Array, ""]
     rate: Float[Array, ""]
+    log_concave: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("shape", "rate"):
@@ -44,11 +46,11 @@ class PoissonGamma:
         """Dimension of z, one."""
         return 1
 
-    def validate(self, name: str, xs: Float[Array, "N columns"]) -> None:
+    def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         if getattr(xs, "ndim", None) != 2 or xs.shape[1] != 1:
             check_row_shape(name, xs, (2,))
-        check_range(f"{name}[:, 0] (counts)", xs[:, 0], low=0, whole=True)
+        check_range(f"{name}[:, 0] (counts)", xs[:, 0], low=0.0, whole=True)
         if xs.shape[1] == 2 and is_concrete(xs) and float(xs[:, 1].min()) <= 0:
             raise ValueError(f"{name}[:, 1] (exposures) must be positive, got {float(xs[:, 1].min()):g}")
 

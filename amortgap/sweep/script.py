@@ -91,7 +91,9 @@ def run_sweep(
             print(list_cells(cells, store))
             return Summary(computed=0, skipped=0, failed=0, nonfinite=0, remaining=0, interrupted=False)
         retry_failed = options.retry_failed
-        with _executor(options, idle=not unfinished(cells, store, retry_failed=retry_failed)) as executor:
+        # Reading the records is quicker than starting a cluster for nothing.
+        idle = options.cluster is not None and not unfinished(cells, store, retry_failed=retry_failed)
+        with _executor(options, idle=idle) as executor:
             summary = run_cells(
                 cells,
                 compute,

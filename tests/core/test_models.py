@@ -65,18 +65,24 @@ def test_mean_field_kl_is_the_minimum_over_scales(x64):
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_rank_gap_is_the_minimum_over_bottleneck_maps(rank, x64):
-    model, xs = factor_analysis(), factor_data(20)
+    model, xs, held_out = factor_analysis(), factor_data(20), factor_data(9, seed=5)
     means = np.asarray(jax.vmap(model.posterior_mean)(jnp.asarray(xs)))
     precision = np.asarray(model.posterior_precision())
 
-    def gap(weights):
+    held_out_means = np.asarray(jax.vmap(model.posterior_mean)(jnp.asarray(held_out)))
+
+    def gap(weights, xs=xs, means=means):
         a, b, c = weights[: 4 * rank].reshape(4, rank), weights[4 * rank : -2].reshape(rank, 2), weights[-2:]
         lost = xs @ a @ b + c - means
         return 0.5 * np.einsum("ni,ij,nj->", lost, precision, lost) / len(xs)
 
     starts = np.random.default_rng(2).normal(size=(4, 6 * rank + 2))
-    best = min(scipy.optimize.minimize(gap, start, tol=1e-12).fun for start in starts)
-    np.testing.assert_allclose(model.rank_gap(jnp.asarray(xs), rank), best, atol=1e-7)
+    best = min((scipy.optimize.minimize(gap, start, tol=1e-12) for start in starts), key=lambda found: found.fun)
+    np.testing.assert_allclose(model.rank_gap(jnp.asarray(xs), rank), best.fun, atol=1e-7)
+    np.testing.assert_allclose(
+        model.rank_gap(jnp.asarray(xs), rank, held_out=jnp.asarray(held_out)),
+        gap(best.x, held_out, held_out_means), atol=1e-5,
+    )  # fmt: skip
 
 
 def test_population_rank_gap_is_half_the_tail_of_the_signal_to_noise_eigenvalues():

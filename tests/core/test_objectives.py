@@ -88,6 +88,12 @@ def test_gradients_are_unbiased(estimator, antithetic):
     assert np.all(np.abs(found.mean(0) - want) < 5 * error + 1e-4)
 
 
+def test_mirrored_noise_makes_the_gradient_of_the_mean_exact_on_a_quadratic():
+    mirrored = gradients(PHI, estimator="analytic_entropy", antithetic=True)[:, :2]
+    assert np.ptp(mirrored, axis=0).max() < 1e-4
+    assert np.ptp(gradients(PHI, estimator="analytic_entropy")[:, :2], axis=0).min() > 1
+
+
 def test_sticking_the_landing_has_no_gradient_noise_at_the_posterior():
     assert np.abs(gradients(exact_phi(), estimator="sticking_the_landing")).max() < 1e-4
     assert np.abs(gradients(exact_phi(), estimator="total")).max() > 0.1
@@ -115,6 +121,24 @@ def test_importance_weighted_bound_rises_from_the_elbo_to_log_p(key):
     assert abs(means[-1] - MODEL.log_evidence(X)) < 5 * errors[-1] + 0.02
     bound = jax.vmap(lambda k: iw_bound(k, wide, X, num_samples=16))(jax.random.split(jax.random.key(5), 1024))
     assert abs(bound.mean() - means[2]) < 5 * np.hypot(bound.std() / 32, errors[2])
+
+
+class SampleOnly:
+    """The least that a family may be: no noise to mirror, no entropy."""
+
+    latent_dim, size = FAMILY.latent_dim, FAMILY.size
+    sample_and_log_prob, log_prob = staticmethod(FAMILY.sample_and_log_prob), staticmethod(FAMILY.log_prob)
+
+
+def test_a_family_that_only_samples_is_enough(key):
+    settings = {"model": MODEL, "family": SampleOnly(), "num_samples": 100}
+    draws = jax.jit(partial(elbo_draws, **settings))(key, exact_phi(), X)
+    np.testing.assert_allclose(draws, np.full(100, MODEL.log_evidence(X)), rtol=1e-5)
+    elsewhere = jax.jit(partial(elbo_draws, **settings, estimator="total"))(key, PHI, X)
+    assert np.unique(np.asarray(elsewhere)).size == 100
+    for refused in ({"antithetic": True}, {"estimator": "analytic_entropy"}):
+        with pytest.raises(ValueError, match="SampleOnly"):
+            ag.elbo(key, PHI, X, **settings, **refused)
 
 
 def test_jit_and_vmap_give_what_the_loop_gives(key):

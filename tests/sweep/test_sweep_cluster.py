@@ -89,7 +89,7 @@ def test_a_killed_driver_leaves_no_process_and_resumes(drive, reference, assert_
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_interrupts_stop_a_cluster_and_leave_no_process(drive, interrupt, assert_no_process_left, times):
-    sweep = drive("cluster", "--cell.seconds", "1.5" if times == 1 else "30", *LOCAL)
+    sweep = drive("cluster", "--cell.seconds", "6" if times == 1 else "30", *LOCAL)
     process = sweep.start()
     sweep.wait_computing(2)
     for _ in range(times):
@@ -241,7 +241,8 @@ class Cluster:
     def nthreads(self):
         return {"tcp://there:1": 1}
 
-    def run(self, function, *args):
+    def run(self, function, *args, on_error):
+        assert on_error == "ignore"
         return {"tcp://there:1": self.versions if not args else self.sees}
 
 

@@ -152,10 +152,12 @@ def test_a_folder_that_cannot_be_made_ends_the_script_before_the_first_cell(driv
     assert not sweep.computed()
 
 
-def test_a_second_invocation_computes_nothing_and_loads_no_jax(drive):
+@pytest.mark.parametrize("cluster", [[], ["--cluster", "local:2"]], ids=["serial", "cluster"])
+def test_a_second_invocation_computes_nothing_and_loads_neither_jax_nor_dask(drive, cluster):
     sweep = drive("finished", "--cells", "5")
     sweep.run()
-    program = f"import sys, runpy; sys.argv = ['driver', '--out', {str(sweep.out)!r}, '--cells', '5']\n"
+    arguments = ["driver", "--out", str(sweep.out), "--cells", "5", *cluster]
+    program = f"import sys, runpy; sys.argv = {arguments!r}; sys.path.insert(0, {str(DRIVER.parent)!r})\n"
     program += "import atexit; atexit.register(lambda: print('jax' in sys.modules, 'distributed' in sys.modules))\n"
     program += f"runpy.run_path({str(DRIVER)!r}, run_name='__main__')"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=sweep.folder)

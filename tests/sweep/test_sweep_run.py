@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import math
+import os
 import platform
 import sys
 import threading
@@ -135,6 +136,18 @@ def test_a_full_disk_met_by_the_computation_itself_stops_the_sweep(store):
         run_cells(CELLS, Counting(lambda config: config.seed == 2, full), store)
     assert [record.status for record in store.records()] == ["ok", "ok"]
     assert run_cells(CELLS, Counting(), store).exit_status == 0
+
+
+def test_a_disk_that_stays_full_is_reported_by_the_first_file_it_stopped(store, monkeypatch):
+    def fill_disk(config):
+        def full(descriptor):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        return CellResult()
+
+    with pytest.raises(OSError, match=f"disk full: cannot write .*{CELLS[0].key}.json"):
+        run_cells(CELLS, fill_disk, store)
 
 
 # --- threads

@@ -1,0 +1,133 @@
+"""Hamiltonian Monte Carlo between a base density and a target, one chain, exactly L gradients a transition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_choice, check_sizes
+
+STARTS = ("prior", "q")
+
+
+class Path(NamedTuple):
+    """The geometric path of densities `f_b(z) = base(z) * (target(z) / base(z))^b`.
+
+    Attributes:
+      sample: key to an exact draw of the base, [d].
+      log_base: log density of the base, normalised.
+      log_ratio: log target minus log base; the log-likelihood where the base is the prior.
+      scale: length of one unit step in every coordinate, [d].
+    """
+
+    sample: Callable[[jax.Array], Array]
+    log_base: Callable[[Array], Array]
+    log_ratio: Callable[[Array], Array]
+    scale: Array
+
+
+class Chain(NamedTuple):
+    """Position of a chain with everything that a new temperature, a weight or a Hamiltonian needs of the model.
+
+    Attributes:
+      z: position, [d].
+      base, ratio: log base and log ratio there.
+      base_slope, ratio_slope: their gradients, [d].
+    """
+
+    z: Array
+    base: Array
+    base_slope: Array
+    ratio: Array
+    ratio_slope: Array
+
+
+def make_path(model: Any, x: Any, *, start: str, family: Any, phi: Any) -> Path:
+    """Return the path from the prior, or from q(z; phi), to the joint density p(x, z).
+
+    Raises:
+      ValueError: an unknown start, a model without a prior to start from, or q asked for and not given.
+    """
+    check_choice("start", start, STARTS)
+    if start == "prior":
+        for name in ("log_prior", "log_likelihood", "sample"):
+            if not hasattr(model, name):
+                raise ValueError(f"start 'prior' needs model.{name}, which {type(model).__name__} lacks; use start 'q'")
+        return Path(
+            # Of the joint draw only the latent is used, and only that is computed once compiled.
+            sample=lambda key: model.sample(key)[0],
+            log_base=model.log_prior,
+            log_ratio=lambda z: model.log_likelihood(z, x),
+            scale=jnp.ones(model.latent_dim),
+        )
+    if family is None or phi is None:
+        raise ValueError("start 'q' needs a distribution to start from: give family and phi")
+    check_sizes(model, family)
+    if jnp.shape(phi) != (family.size,):
+        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    if not hasattr(family, "log_prob"):
+        raise ValueError(f"start 'q' needs family.log_prob, which {type(family).__name__} lacks")
+    scale = jnp.ones(model.latent_dim)
+    if hasattr(family, "moments"):
+        scale = jnp.sqrt(jnp.sum(family.moments(phi)[1] ** 2, axis=1))
+    return Path(
+        sample=lambda key: family.sample_and_log_prob(key, phi)[0],
+        log_base=lambda z: family.log_prob(z, phi),
+        log_ratio=lambda z: model.log_joint(z, x) - family.log_prob(z, phi),
+        scale=scale,
+    )
+
+
+def place(path: Path, z: Float[Array, " d"]) -> Chain:
+    """Return a chain at z: one evaluation of the model and its gradient."""
+    base, base_slope = jax.value_and_grad(path.log_base)(z)
+    ratio, ratio_slope = jax.value_and_grad(path.log_ratio)(z)
+    return Chain(z, base, base_slope, ratio, ratio_slope)
+
+
+def transition(
+    key: jax.Array, path: Path, chain: Chain, beta: Array, step_size: Array, num_leapfrog: int
+) -> tuple[Chain, Array]:
+    """Return the chain after one HMC transition that leaves `f_beta` invariant, and its acceptance probability.
+
+    The gradient at the start is the one the chain carries, so the L leapfrog steps cost L gradients and the
+    Metropolis test none. The step is multiplied by a random factor in [0.8, 1.2], drawn before the trajectory, which
+    breaks the periodic orbits of a normal target and keeps the transition reversible.
+
+    Args:
+      key: typed key.
+      path: the densities.
+      chain: where the chain is.
+      beta: temperature in [0, 1].
+      step_size: leapfrog step in units of `path.scale`.
+      num_leapfrog: L.
+
+    Source: Neal, "MCMC using Hamiltonian dynamics" (2011), sections 3.2 and 4.2.
+    """
+    key_momentum, key_factor, key_accept = jax.random.split(key, 3)
+    dtype = chain.z.dtype
+    momentum = jax.random.normal(key_momentum, chain.z.shape, dtype)
+    step = step_size * jax.random.uniform(key_factor, (), dtype, 0.8, 1.2)
+
+    def slope(at: Chain) -> Array:
+        return (at.base_slope + beta * at.ratio_slope) * path.scale
+
+    def leap(carry: tuple[Chain, Array], _: None) -> tuple[tuple[Chain, Array], None]:
+        at, half_kicked = carry
+        moved = place(path, at.z + step * path.scale * half_kicked)
+        return (moved, half_kicked + step * slope(moved)), None
+
+    half_kicked = momentum + 0.5 * step * slope(chain)
+    (end, overshot), _ = jax.lax.scan(leap, (chain, half_kicked), None, length=num_leapfrog)
+    end_momentum = overshot - 0.5 * step * slope(end)
+    before = chain.base + beta * chain.ratio - 0.5 * jnp.sum(momentum**2)
+    after = end.base + beta * end.ratio - 0.5 * jnp.sum(end_momentum**2)
+    # A trajectory that leaves the support or overflows is a rejection.
+    change = jnp.where(jnp.isfinite(after), after - before, -jnp.inf)
+    probability = jnp.exp(jnp.minimum(change, 0.0))
+    accept = jax.random.uniform(key_accept, (), dtype) < probability
+    return jax.tree.map(lambda new, old: jnp.where(accept, new, old), end, chain), probability

@@ -1,0 +1,211 @@
+"""Evidence of a whole data set: the one-datum estimates mapped over data in bounded memory, with a word on failures."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_choice, check_count, check_data, check_key, check_sizes, is_concrete, num_rows
+from amortgap._chunks import map_data
+from amortgap.evidence.bidirectional import bidirectional
+from amortgap.evidence.methods import METHODS, log_evidence
+from amortgap.evidence.optimum import optimum_excess
+from amortgap.evidence.pareto import UNRELIABLE
+from amortgap.evidence.records import Evidence, Sandwich
+
+# Evaluations of the model in flight: few enough to stay in cache, enough to fill the matrix products.
+_ROWS = 1000
+
+
+class UnreliableEvidence(RuntimeWarning):
+    """Some estimates of log p(x) cannot be relied on; the message names the data."""
+
+
+def evidence_of_data(
+    key: jax.Array,
+    xs: Any,
+    *,
+    model: Any,
+    method: str = "auto",
+    family: Any = None,
+    phis: Float[Array, "N size"] | None = None,
+    num_samples: int = 5000,
+    **settings: Any,
+) -> Evidence:
+    """Return log p(x) of every datum.
+
+    Formula: `log p(x_i)`, i = 1..N, by the estimate of `log_evidence` that `method` names.
+
+    Args:
+      key: typed key; datum i uses `fold_in(key, i)`.
+      xs: data.
+      model: the model.
+      method: one of `amortgap.evidence.METHODS`, or "auto" for the first of "exact" and "importance" that applies.
+      family, phis: approximate posterior of every datum, [N, size]: local optima or an encoder's outputs.
+      num_samples: draws per datum of importance sampling; other methods do not use it.
+      settings: keyword arguments of the method, as in `log_evidence`.
+
+    Returns:
+      Evidence with a leading axis N. Data whose every weight is zero hold -inf. A warning of the class
+      `UnreliableEvidence` names them, and those whose Pareto k-hat exceeds 0.7.
+
+    Raises:
+      ValueError: as in `log_evidence`, or phis of another shape.
+    """
+    check_key(key)
+    check_choice("method", method, ("auto", *METHODS))
+    xs = check_data("xs", xs, model)
+    if method == "auto":
+        method = "exact" if hasattr(model, "log_evidence") else "importance"
+    if method == "importance":
+        if family is None or phis is None:
+            raise ValueError("method 'importance' needs a proposal: give family and phis")
+        settings["num_samples"] = num_samples
+    if method == "exact":
+        family = phis = None
+    _check_phis(phis, family, xs)
+    evidence = _evidence(key, phis, xs, model, family, method, _hashable(settings))
+    warn_unreliable(evidence)
+    return evidence
+
+
+def evidence_bounds(
+    key: jax.Array,
+    xs: Any,
+    *,
+    model: Any,
+    latents: Float[Array, "N d"] | None = None,
+    family: Any = None,
+    phis: Float[Array, "N size"] | None = None,
+    **settings: Any,
+) -> Sandwich:
+    """Return bounds on log p(x) of every datum from both sides by bidirectional Monte Carlo.
+
+    Formula: `E[lower_i] <= log p(x_i) <= E[upper_i]`; the second inequality is proven only where `latents` holds the
+    z that each x was simulated with.
+
+    Args:
+      key: typed key; datum i uses `fold_in(key, i)`.
+      xs: data.
+      latents: latents of simulated data, [N, d]; None for real data, where the upper bound is heuristic.
+      model, family, phis: as in `evidence_of_data`.
+      settings: keyword arguments of `bidirectional`.
+
+    Returns:
+      Sandwich with a leading axis N.
+
+    Raises:
+      ValueError: as in `bidirectional`, or latents or phis of another shape.
+    """
+    check_key(key)
+    xs = check_data("xs", xs, model)
+    _check_phis(phis, family, xs)
+    if latents is not None and jnp.shape(latents) != (num_rows(xs), model.latent_dim):
+        raise ValueError(f"latents must have shape {(num_rows(xs), model.latent_dim)}, got {jnp.shape(latents)}")
+    return _sandwich(key, latents, phis, xs, model, family, _hashable(settings))
+
+
+def optimum_excess_of_data(
+    key: jax.Array, phis: Float[Array, "N size"], xs: Any, *, model: Any, family: Any, **settings: Any
+) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """Return `optimum_excess` of every datum and its standard error; datum i uses `fold_in(key, i)`.
+
+    Raises:
+      ValueError: as in `optimum_excess`, or phis of another shape.
+    """
+    check_key(key)
+    xs = check_data("xs", xs, model)
+    check_sizes(model, family)
+    _check_phis(phis, family, xs)
+    return _excess(key, phis, xs, model, family, _hashable(settings))
+
+
+def warn_unreliable(evidence: Evidence) -> None:
+    """Warn of data whose log p(x) is not finite, or whose weights have a Pareto k-hat above 0.7."""
+    if not is_concrete((evidence.log_evidence, evidence.pareto_k)):
+        return
+    value, shape = np.atleast_1d(evidence.log_evidence), np.atleast_1d(evidence.pareto_k)
+    for bad, what in (
+        (np.isneginf(value), "log p(x) is -inf, every weight is zero"),
+        (np.isnan(value) | np.isposinf(value), "log p(x) is not a number or infinite: the log joint is, at some draw"),
+        (
+            np.isfinite(value) & (shape > UNRELIABLE),
+            f"Pareto k-hat above {UNRELIABLE}, the proposal misses posterior mass",
+        ),
+    ):
+        if bad.any():
+            rows = np.flatnonzero(bad)
+            shown = ", ".join(map(str, rows[:10])) + (", ..." if rows.size > 10 else "")
+            warnings.warn(f"{what}: {rows.size} of {value.size} data, [{shown}]", UnreliableEvidence, stacklevel=3)
+
+
+def _check_phis(phis: Any, family: Any, xs: Any) -> None:
+    if phis is None:
+        return
+    if family is None:
+        raise ValueError("phis were given without their family")
+    if jnp.shape(phis) != (num_rows(xs), family.size):
+        raise ValueError(f"phis must have shape [N, size] = {(num_rows(xs), family.size)}, got {jnp.shape(phis)}")
+
+
+def _hashable(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    def freeze(value: Any) -> Any:
+        return tuple(np.asarray(value).tolist()) if np.ndim(value) else value
+
+    return tuple(sorted((name, freeze(value)) for name, value in settings.items()))
+
+
+def _chunk(rows_of_one: int) -> int:
+    return max(1, _ROWS // max(rows_of_one, 1))
+
+
+@partial(jax.jit, static_argnames=("method", "settings"))
+def _evidence(key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, method: str, settings: tuple) -> Evidence:
+    options = dict(settings)
+    # Evaluations of one datum that are in memory together.
+    rows = {
+        "exact": 1,
+        "quadrature": options.get("num_nodes", 32) ** min(model.latent_dim, 3),
+        "importance": min(options.get("block_size", 100), options.get("num_samples", 1000)),
+        "ais": options.get("num_chains", 16),
+    }[method]
+
+    def one(index: Array, row: Any) -> Evidence:
+        phi, x = row
+        return log_evidence(
+            jax.random.fold_in(key, index), x, model=model, method=method, family=family, phi=phi, **options
+        )
+
+    return map_data(one, (phis, xs), chunk_size=_chunk(rows))
+
+
+@partial(jax.jit, static_argnames=("settings",))
+def _sandwich(key: jax.Array, latents: Any, phis: Any, xs: Any, model: Any, family: Any, settings: tuple) -> Sandwich:
+    options = dict(settings)
+
+    def one(index: Array, row: Any) -> Sandwich:
+        latent, phi, x = row
+        return bidirectional(
+            jax.random.fold_in(key, index), x, model=model, latent=latent, family=family, phi=phi, **options
+        )
+
+    return map_data(one, (latents, phis, xs), chunk_size=_chunk(options.get("num_chains", 16)))
+
+
+@partial(jax.jit, static_argnames=("settings",))
+def _excess(key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, settings: tuple) -> tuple[Array, Array]:
+    options = dict(settings)
+    check_count("num_samples", options.get("num_samples", 512))
+
+    def one(index: Array, row: Any) -> tuple[Array, Array]:
+        phi, x = row
+        return optimum_excess(jax.random.fold_in(key, index), phi, x, model=model, family=family, **options)
+
+    # The objective of one datum runs over all its noise at once.
+    return map_data(one, (phis, xs), chunk_size=_chunk(options.get("num_samples", 512)))

@@ -1,0 +1,115 @@
+"""log p(x) by adaptive Gauss-Hermite quadrature: the reference for models of up to three latent dimensions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_count, check_key, check_sizes
+from amortgap.evidence.records import Evidence
+
+MAX_LATENT_DIM = 3
+# Nodes of one axis; beyond it the outermost weights of the rule leave the range of double precision.
+_MAX_NODES = 128
+
+
+def _rule(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes u [n^dim, dim] and log weights of `integral f(u) du = sum_j exp(l_j) f(u_j)`."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
+    log_weights = np.log(weights) + 0.5 * nodes**2
+    grid = np.array(list(itertools.product(nodes, repeat=dim)))
+    total = np.array(list(itertools.product(log_weights, repeat=dim))).sum(axis=1)
+    return grid, total
+
+
+def quadrature(
+    key: jax.Array,
+    x: Any,
+    *,
+    model: Any,
+    family: Any = None,
+    phi: Float[Array, " size"] | None = None,
+    num_nodes: int = 32,
+    num_refinements: int = 3,
+) -> Evidence:
+    """Compute log p(x) of one datum by adaptive Gauss-Hermite quadrature.
+
+    Formula: `log sum_j |L| w_j exp(u_j' u_j / 2) p(x, m + L u_j)`, u_j and w_j the product rule for the standard
+    normal weight. Centre m and scale L start at the moments of q(z; phi) and are replaced `num_refinements` times by
+    the posterior moments that the rule itself yields.
+
+    Args:
+      key: typed key; used only where the moments of q have to be taken from draws.
+      x: one datum.
+      model: record with `log_joint(z, x)` and at most three latent dimensions.
+      family, phi: a first approximation of the posterior, such as the local optimum; None for the standard normal.
+      num_nodes: nodes of one axis, 4 to 128; the cost is num_nodes^d.
+      num_refinements: times the rule is centred again.
+
+    Returns:
+      Evidence in nats; the standard error is the change against three quarters of the nodes, no Monte Carlo error.
+
+    Raises:
+      ValueError: a latent dimension above three, phi without a family, or bad counts.
+
+    Source: Naylor and Smith (1982); Liu and Pierce, "A note on Gauss-Hermite quadrature" (1994).
+    """
+    check_key(key)
+    dim = model.latent_dim
+    if dim > MAX_LATENT_DIM:
+        raise ValueError(
+            f"method 'quadrature' serves latent dimensions up to {MAX_LATENT_DIM}, got model.latent_dim = {dim}; "
+            "use 'importance' or 'ais'"
+        )
+    check_count("num_nodes", num_nodes, minimum=4, maximum=_MAX_NODES)
+    check_count("num_refinements", num_refinements, minimum=0)
+    if (family is None) != (phi is None):
+        raise ValueError("family and phi belong together: give both or neither")
+    mean, scale = jnp.zeros(dim), jnp.eye(dim)
+    if family is not None and phi is not None:
+        check_sizes(model, family)
+        mean, scale = _moments(key, family, phi)
+
+    def apply(rule: tuple[np.ndarray, np.ndarray], mean: Array, scale: Array) -> tuple[Array, Array, Array]:
+        nodes, log_weights = (jnp.asarray(part, mean.dtype) for part in rule)
+        points = mean[None, :] + nodes @ scale.T
+        values = log_weights + jax.vmap(lambda z: model.log_joint(z, x))(points)
+        total = logsumexp(values)
+        mass = jnp.exp(values - jnp.where(jnp.isfinite(total), total, 0.0))
+        new_mean = mass @ points
+        centred = (points - new_mean[None, :]) * jnp.sqrt(mass)[:, None]
+        covariance = centred.T @ centred
+        new_scale = jnp.linalg.cholesky(covariance)
+        good = jnp.all(jnp.isfinite(new_scale)) & jnp.all(jnp.diag(new_scale) > 0)
+        # log |L| as the sum of the logs of its diagonal: the scale is lower triangular.
+        value = total + jnp.sum(jnp.log(jnp.abs(jnp.diag(scale))))
+        return value, jnp.where(good, new_mean, mean), jnp.where(good, new_scale, scale)
+
+    fine, coarse = _rule(num_nodes, dim), _rule(math.ceil(0.75 * num_nodes), dim)
+    for _ in range(num_refinements):
+        _, mean, scale = apply(fine, mean, scale)
+    value, _, _ = apply(fine, mean, scale)
+    rough, _, _ = apply(coarse, mean, scale)
+    return Evidence(
+        log_evidence=value,
+        standard_error=jnp.where(jnp.isneginf(value), jnp.inf, jnp.abs(value - rough)),
+        effective_sample_size=jnp.full_like(value, jnp.inf),
+        pareto_k=jnp.full_like(value, -jnp.inf),
+        method=f"adaptive Gauss-Hermite quadrature, {num_nodes} nodes an axis",
+        bias="numerical",
+    )
+
+
+def _moments(key: jax.Array, family: Any, phi: Array) -> tuple[Array, Array]:
+    if hasattr(family, "moments"):
+        return family.moments(phi)
+    draws = jax.vmap(lambda k: family.sample_and_log_prob(k, phi)[0])(jax.random.split(key, 1000))
+    covariance = jnp.atleast_2d(jnp.cov(draws.T))
+    return jnp.mean(draws, axis=0), jnp.linalg.cholesky(covariance)

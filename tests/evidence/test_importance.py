@@ -1,0 +1,177 @@
+"""Importance sampling against exact values, its bias and its errors, and what it says of bad proposals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import amortgap as ag
+from amortgap.evidence import UnreliableEvidence, importance, pareto_k
+
+
+def test_every_weight_equals_the_evidence_at_the_exact_posterior(factor_analysis, simulated, key):
+    """Zero-variance identity: with q the posterior one draw is enough."""
+    family = ag.families.FullRankNormal(2)
+    x = simulated.xs[0]
+    posterior = factor_analysis.posterior(x)
+    phi = family.from_moments(posterior.mean, jnp.linalg.cholesky(posterior.covariance))
+    found = importance(key, x, model=factor_analysis, family=family, phi=phi, num_samples=30)
+    np.testing.assert_allclose(found.log_evidence, factor_analysis.log_evidence(x), rtol=2e-6)
+    assert found.standard_error < 1e-5
+    np.testing.assert_allclose(found.effective_sample_size, 30, rtol=1e-4)
+    assert np.isneginf(found.pareto_k)
+
+
+def test_estimates_scatter_around_the_exact_value_as_their_standard_errors_say(factor_analysis, simulated, optima, key):
+    family = ag.families.MeanFieldNormal(2)
+    found = ag.evidence_of_data(
+        key, simulated.xs, model=factor_analysis, method="importance", family=family, phis=optima, num_samples=2000
+    )
+    z = (found.log_evidence - jax.vmap(factor_analysis.log_evidence)(simulated.xs)) / found.standard_error
+    n = z.size
+    assert abs(float(jnp.mean(z))) < 3.5 / n**0.5
+    # Of the square of a standard normal: mean one, variance two.
+    assert abs(float(jnp.mean(z**2)) - 1) < 4 * (2 / n) ** 0.5
+
+
+def test_bound_rises_with_the_number_of_draws(factor_analysis, simulated, optima, key):
+    """In expectation, over data; the gaps between the steps are known to be many standard errors wide."""
+    family = ag.families.MeanFieldNormal(2)
+    exact = jax.vmap(factor_analysis.log_evidence)(simulated.xs)
+    means = []
+    for draws in (1, 4, 16, 256):
+        keys = jax.random.split(key, simulated.xs.shape[0])
+        run = jax.vmap(
+            lambda k, x, phi, draws=draws: (
+                importance(
+                    k, x, model=factor_analysis, family=family, phi=phi, num_samples=draws, block_size=8
+                ).log_evidence
+            )
+        )
+        means.append(np.mean([float(jnp.mean(run(keys, simulated.xs, optima) - exact))]))
+    # With one draw the expectation is the ELBO, so the first shortfall is the KL divergence.
+    assert abs(means[0] + float(factor_analysis.mean_field_kl())) < 0.3
+    assert means[0] < means[1] < means[2] < means[3] < 0.02
+
+
+def test_draws_beyond_the_last_block_do_not_count(factor_analysis, simulated, optima, key):
+    """Seven draws in blocks of four: the eighth is drawn and must not weigh."""
+    family = ag.families.MeanFieldNormal(2)
+    x, phi = simulated.xs[0], optima[0]
+    found = importance(key, x, model=factor_analysis, family=family, phi=phi, num_samples=7, block_size=4)
+    weights = []
+    for block in range(2):
+        for draw_key in jax.random.split(jax.random.fold_in(key, block), 4):
+            z, log_q = family.sample_and_log_prob(draw_key, phi)
+            weights.append(float(factor_analysis.log_joint(z, x) - log_q))
+    weights = np.exp(np.array(weights[:7]))
+    np.testing.assert_allclose(found.log_evidence, np.log(weights.mean()), rtol=1e-5)
+    np.testing.assert_allclose(found.standard_error, weights.std(ddof=1) / 7**0.5 / weights.mean(), rtol=1e-3)
+    np.testing.assert_allclose(found.effective_sample_size, weights.sum() ** 2 / (weights**2).sum(), rtol=1e-4)
+
+
+def test_defensive_mixture_mends_a_proposal_that_misses_the_posterior(factor_analysis, simulated, key):
+    family = ag.families.MeanFieldNormal(2)
+    narrow = jnp.tile(jnp.array([2.5, 2.5, -3.0, -3.0]), (20, 1))
+    xs = simulated.xs[:20]
+    exact = jax.vmap(factor_analysis.log_evidence)(xs)
+    settings = {"model": factor_analysis, "method": "importance", "family": family, "phis": narrow}
+    with pytest.warns(UnreliableEvidence, match="k-hat above 0.7"):
+        alone = ag.evidence_of_data(key, xs, num_samples=2000, **settings)
+    assert float(jnp.median(alone.pareto_k)) > 0.7
+    mixed = ag.evidence_of_data(key, xs, num_samples=2000, defensive=0.5, **settings)
+    assert float(jnp.max(mixed.pareto_k)) < 0.7
+    z = (mixed.log_evidence - exact) / mixed.standard_error
+    assert float(jnp.max(jnp.abs(z))) < 4.5
+    assert float(jnp.mean(alone.log_evidence - exact)) < -1
+
+
+def test_k_hat_is_the_shape_of_pareto_draws_and_the_correlation_of_a_mean_field_optimum(key):
+    draws = jax.random.exponential(key, (40_000,))
+    for shape in (0.3, 0.9):
+        # exp(shape * exponential) is Pareto with that shape; the tail holds 600 draws.
+        assert abs(float(pareto_k(shape * draws)) - shape) < 4 * (1 + shape) / 600**0.5
+    rho = 0.6
+    precision = jnp.array([[1.0, rho], [rho, 1.0]])
+    z = jax.random.normal(key, (100_000, 2))
+    log_weights = -0.5 * jnp.sum((z @ precision) * z, axis=1) + 0.5 * jnp.sum(z**2, axis=1)
+    assert abs(float(pareto_k(log_weights)) - rho) < 0.12
+
+
+def test_k_hat_matches_maximum_likelihood(key):
+    weights = np.asarray(stats.genpareto.rvs(0.5, size=20_000, random_state=3))
+    tail = np.sort(weights)[-426:]
+    shape, _, _ = stats.genpareto.fit(tail[1:] - tail[0], floc=0)
+    assert abs(float(pareto_k(jnp.log(jnp.asarray(weights)))) - shape) < 0.05
+
+
+def test_a_datum_without_weight_is_minus_infinity_and_named(key):
+    """The support of x = 1 lies where q never draws; the other data are unharmed."""
+
+    def log_joint(z, x):
+        inside = (x[0] < 0.5) | (z[0] > 100.0)
+        return jnp.where(inside, -0.5 * jnp.sum(z**2) - 0.5 * jnp.log(2 * jnp.pi), -jnp.inf)
+
+    model = ag.models.from_log_joint(log_joint, latent_dim=1)
+    family = ag.families.MeanFieldNormal(1)
+    xs = jnp.array([[0.0], [1.0], [0.0]])
+    with pytest.warns(UnreliableEvidence, match=r"-inf, every weight is zero: 1 of 3 data, \[1\]"):
+        found = ag.evidence_of_data(key, xs, model=model, family=family, phis=jnp.zeros((3, 2)), num_samples=50)
+    np.testing.assert_allclose(found.log_evidence, [0.0, -np.inf, 0.0], atol=1e-6)
+    np.testing.assert_array_equal(np.isinf(found.standard_error), [False, True, False])
+    assert found.effective_sample_size[1] == 0
+    assert not np.any(np.isnan(found.pareto_k[jnp.array([0, 2])]))
+    mean = ag.gaps.estimate(found.log_evidence, found.standard_error)
+    assert np.isneginf(mean.mean) and np.isposinf(mean.data_standard_error)
+
+
+def test_some_weights_may_be_zero(key):
+    """Half of the proposal lies outside the support: its mass is one half."""
+    model = ag.models.from_log_joint(
+        lambda z, x: jnp.where(z[0] > 0, -0.5 * z[0] ** 2 - 0.5 * jnp.log(2 * jnp.pi), -jnp.inf), latent_dim=1
+    )
+    family = ag.families.MeanFieldNormal(1)
+    found = importance(key, jnp.zeros(1), model=model, family=family, phi=jnp.zeros(2), num_samples=4000)
+    assert abs(float(found.log_evidence) - np.log(0.5)) < 4 * float(found.standard_error)
+    np.testing.assert_allclose(found.standard_error, 1 / 4000**0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_samples": 0}, "num_samples must be a whole number, at least 1, got 0"),
+        ({"defensive": 1.0}, r"defensive must be a number in \[0, 1\), got 1.0"),
+        ({"phi": jnp.zeros(3)}, r"phi must have shape \(4,\)"),
+        ({"temperatures": [0, 1]}, "'importance' does not take temperatures"),
+        ({"method": "guess"}, "method must be one of 'exact', 'quadrature', 'importance', 'ais'"),
+        ({"phi": None}, "needs a proposal"),
+    ],
+)
+def test_bad_input_is_refused_by_name(factor_analysis, key, change, message):
+    family = ag.families.MeanFieldNormal(2)
+    good = {"method": "importance", "family": family, "phi": jnp.zeros(4)}
+    with pytest.raises(ValueError, match=message):
+        ag.log_evidence(key, jnp.zeros(3), model=factor_analysis, **(good | change))
+
+
+def test_defensive_mixture_needs_a_prior(key):
+    model = ag.models.from_log_joint(lambda z, x: -jnp.sum(z**2), latent_dim=1)
+    with pytest.raises(ValueError, match="needs log_prior, which LogJoint lacks"):
+        importance(
+            key, jnp.zeros(1), model=model, family=ag.families.MeanFieldNormal(1), phi=jnp.zeros(2), defensive=0.1
+        )
+
+
+def test_a_model_without_closed_form_says_so(key):
+    model = ag.models.from_log_joint(lambda z, x: -jnp.sum(z**2), latent_dim=1)
+    with pytest.raises(ValueError, match=r"needs model.log_evidence, which LogJoint lacks"):
+        ag.log_evidence(key, jnp.zeros(1), model=model, method="exact")
+
+
+def test_records_are_dataclasses_of_arrays(factor_analysis, key):
+    exact = ag.log_evidence(key, jnp.zeros(3), model=factor_analysis)
+    assert {field.name for field in dataclasses.fields(exact)} >= {"log_evidence", "standard_error", "pareto_k"}
+    assert exact.standard_error == 0 and exact.bias == "none"
