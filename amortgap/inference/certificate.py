@@ -49,7 +49,7 @@ def certify(sweep: Sweep, *, mean_field: bool) -> Certificate:
     # Whitened by the curvature, the decrement of the mean is half a squared norm.
     slopes = solve_triangular(lower, sweep.slopes.T, lower=True).T
     slope = jnp.sum(slopes, axis=0) / count
-    centred = jnp.where(keep, slopes - slope, 0)
+    centred = jnp.where(keep, slopes - slope[None, :], 0)
     covariance = centred.T @ centred / count**2
     covariance = covariance * (_noise_of_mean(centred, d) / (jnp.trace(covariance) + _TINY))
     in_mean = 0.5 * (jnp.sum(slope**2) - jnp.trace(covariance))
@@ -59,7 +59,7 @@ def certify(sweep: Sweep, *, mean_field: bool) -> Certificate:
     residual = jnp.where(keep, sweep.differences - sweep.noises @ curvature, 0)
     if mean_field:
         entries = jnp.diag(curvature)
-        relative = residual * sweep.noises / entries
+        relative = residual * sweep.noises / entries[None, :]
         spread = jnp.sum(relative**2, axis=0) / count**2
         spread = spread * (_noise_of_mean(relative, d) / (jnp.sum(spread) + _TINY))
         in_precision = 0.5 * jnp.sum(entries - 1 - jnp.log(entries)) - 0.25 * jnp.sum(spread)
