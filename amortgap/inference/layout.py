@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -32,15 +33,33 @@ class Layout:
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
 
+class HostTable:
+    """A tree of arrays over n data, kept on the host and written a chunk at a time; no device holds them."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._leaves: list[np.ndarray] = []
+        self._structure: Any = None
+
+    def write(self, rows: np.ndarray, part: Any) -> None:
+        """Write the first leaves of `part` to these rows; the first call fixes the tree."""
+        leaves, structure = jax.tree.flatten(part)
+        host = [np.asarray(leaf) for leaf in leaves]
+        if self._structure is None:
+            self._structure = structure
+            self._leaves = [np.empty((self.n, *leaf.shape[1:]), leaf.dtype) for leaf in host]
+        for target, source in zip(self._leaves, host, strict=True):
+            target[rows] = source[: rows.size]
+
+    def read(self, rows: np.ndarray, place: Callable[[list[np.ndarray]], list[Any]]) -> Any:
+        """Return these rows as the tree that was written, its leaves placed on devices by `place`."""
+        return jax.tree.unflatten(self._structure, place([leaf[rows] for leaf in self._leaves]))
+
+    def whole(self) -> Any:
+        """Return the tree of all rows as arrays of jax."""
+        return jax.tree.unflatten(self._structure, [jnp.asarray(leaf) for leaf in self._leaves])
+
+
 def take(tree: Tree, rows: np.ndarray) -> Tree:
     """Return these rows of every leaf."""
     return jax.tree.map(lambda leaf: leaf[rows], tree)
-
-
-def put(whole: Tree | None, part: Tree, rows: np.ndarray, n: int) -> Tree:
-    """Write the first leaves of `part` to `rows` of a tree of host arrays of length n, made when `whole` is None."""
-    host = jax.tree.map(np.asarray, part)
-    target = jax.tree.map(lambda leaf: np.empty((n, *leaf.shape[1:]), leaf.dtype), host) if whole is None else whole
-    for place, source in zip(jax.tree.leaves(target), jax.tree.leaves(host), strict=True):
-        place[rows] = source[: rows.size]
-    return target

@@ -23,7 +23,7 @@ from amortgap._checks import (
 )
 from amortgap._chunks import map_data
 from amortgap._progress import progress_bar
-from amortgap.inference.layout import Layout, put, take
+from amortgap.inference.layout import HostTable, Layout, take
 from amortgap.inference.one_datum import (
     LocalFit,
     Settings,
@@ -181,27 +181,28 @@ def fit_local(
     layout = Layout(jax.local_devices() if devices is None else devices)
     shared = layout.everywhere((key, model, encoder))
     size = layout.size(chunk_size, n)
-    work: Work | None = None
+    together = _pairs_at_once(size, layout)
+    table, converged = HostTable(n), np.zeros(n, bool)
     for first in progress_bar(range(0, n, size), "local VI", unit="chunk", enabled=progress):
         # The last chunk is filled up with the first data: one shape, one compilation.
         rows = np.arange(first, first + size) % n
         chunk = layout.split((rows, take(xs, rows), take(init, rows)))
-        together = _pairs_at_once(size, layout)
         part = _first_chunk(*shared, *chunk, family, settings, together)
-        work = put(work, part, rows[: n - first], n)
-    assert work is not None
+        table.write(rows[: n - first], part)
+        converged[rows] = part.fit.converged
 
     size = layout.size(min(chunk_size, _RERUN_SIZE), n)
     together = _pairs_at_once(size, layout)
     for number in range(settings.max_reruns):
-        late = np.flatnonzero(~work.fit.converged)
+        late = np.flatnonzero(~converged)
         label = f"local VI, rerun {number + 1}"
         for first in progress_bar(range(0, late.size, size), label, unit="batch", enabled=progress):
             rows = late[np.arange(first, first + size) % late.size]
-            batch = layout.split((rows, take(xs, rows), take(work, rows)))
-            part = _again_chunk(*shared, *batch, number, family, settings, together)
-            work = put(work, part, rows[: late.size - first], n)
-    return jax.tree.map(jnp.asarray, work.fit)
+            batch = layout.split((rows, take(xs, rows)))
+            part = _again_chunk(*shared, *batch, table.read(rows, layout.split), number, family, settings, together)
+            table.write(rows[: late.size - first], part)
+            converged[rows] = part.fit.converged
+    return table.whole().fit
 
 
 def _pairs_at_once(size: int, layout: Layout) -> int:

@@ -70,6 +70,7 @@ def exact_local_fit(family):
     zeros = jnp.zeros(len(XS))
     return ag.LocalFit(
         phi=phi, elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros,
+        suboptimality_standard_error=zeros, horizon_gain=zeros, num_gradients=jnp.zeros(len(XS), int),
         num_steps=jnp.zeros(len(XS), int), converged=jnp.ones(len(XS), bool),
     )  # fmt: skip
 

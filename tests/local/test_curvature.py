@@ -96,6 +96,7 @@ def test_certificate_is_unbiased_where_the_optimum_is_known(key):
     alpha, _ = model.posterior_parameters(x)
     mean, scale = model.normal_optimum(x)
     for move, grow in ((0.0, 0.0), (0.06, 0.0), (0.0, 0.08)):
+
         def one(key, move=move, grow=grow):
             normals = normal_noise(key, (128, 1), jnp.float32)
             sweep = look_around(normals, lambda z: model.log_joint(z, x), mean + move, scale * jnp.exp(grow))

@@ -21,7 +21,9 @@ def correlated(d, data_dim, num_data, condition):
     noise = RNG.uniform(0.3, 2, data_dim)
     loadings = np.sqrt(noise)[:, None] * columns * np.sqrt(np.geomspace(1, condition, d) - 1) @ rotation
     model = ag.models.FactorAnalysis(
-        loadings=jnp.asarray(loadings, jnp.float32), mean=jnp.zeros(data_dim), noise_variance=jnp.asarray(noise, jnp.float32)
+        loadings=jnp.asarray(loadings, jnp.float32),
+        mean=jnp.zeros(data_dim),
+        noise_variance=jnp.asarray(noise, jnp.float32),
     )
     precision = np.eye(d) + loadings.T @ (loadings / noise[:, None])
     xs = RNG.normal(size=(num_data, d)) @ loadings.T + RNG.normal(size=(num_data, data_dim)) * np.sqrt(noise)
@@ -129,7 +131,8 @@ DEVICES = """
     import amortgap as ag
     sys.path.insert(0, sys.argv[1])
     from test_local_robust import PAIR, SHIFTS, SMALL
-    fit = ag.fit_local(jax.random.key(0), SHIFTS, model=SMALL, family=PAIR, chunk_size=int(sys.argv[2]), **eval(sys.argv[4]))
+    options = {"chunk_size": int(sys.argv[2]), **eval(sys.argv[4])}
+    fit = ag.fit_local(jax.random.key(0), SHIFTS, model=SMALL, family=PAIR, **options)
     np.savez(sys.argv[3], devices=jax.device_count(), **vars(fit))
 """
 
@@ -145,7 +148,17 @@ def test_eight_devices_and_other_chunks_change_nothing_but_rounding(key, tmp_pat
     here = str(__import__("pathlib").Path(__file__).parent)
     for chunk_size in (1, 500):
         out = tmp_path / f"{chunk_size}.npz"
-        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(DEVICES), here, str(chunk_size), str(out), repr(settings)]
+        command = [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            textwrap.dedent(DEVICES),
+            here,
+            str(chunk_size),
+            str(out),
+            repr(settings),
+        ]
         subprocess.run(command, check=True)
         have = np.load(out)
         assert have["devices"] == 8
