@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 import matplotlib.pyplot as plt
-from capacity_cells import QUANTILES, SCHEMA
+from capacity_study import QUANTILES, SCHEMA
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 

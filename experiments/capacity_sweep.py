@@ -25,8 +25,8 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler(threads=True)
 
 import capacity_cells
-from capacity_cells import SCHEMA, Study
 from capacity_figure import draw
+from capacity_study import SCHEMA, Study
 
 from amortgap.sweep import grid, make_cells, read_csv
 from amortgap.sweep.config import parse_args

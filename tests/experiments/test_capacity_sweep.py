@@ -64,7 +64,7 @@ def test_second_run_computes_nothing_and_changes_nothing(sweep):
 def test_figure_shows_what_the_table_says(sweep, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import capacity_figure
-    from capacity_cells import SCHEMA
+    from capacity_study import SCHEMA
 
     from amortgap.sweep import read_csv
 
