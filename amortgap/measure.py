@@ -1,4 +1,4 @@
-"""Measuring the gaps of an encoder: local optimum, both ELBOs on shared fresh draws, evidence, and their differences."""
+"""Measuring the gaps of an encoder: local optimum, both ELBOs on shared fresh draws, evidence, differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The aggregated posterior against enumeration, against its limits, and against the rate at which it nears the prior."""
+"""The aggregated posterior against enumeration, its limits, and the rate at which it nears the prior."""
 
 import dataclasses
 
