@@ -7,9 +7,14 @@ over the weights of one encoder; every gap is a difference of that function at t
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
+
+# Batched factorisations in jaxlib wait inside the thread pool for tasks of the same pool: as many of them at a time as
+# the pool has threads, two on a small machine, wait for ever. A wider pool is read when jax first computes.
+os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
 
 if TYPE_CHECKING:
     from amortgap import data, diagnostics, encoders, evidence, families, gaps, inference, models, objectives, weights

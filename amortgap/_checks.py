@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Record = TypeVar("Record")
 
@@ -48,7 +49,7 @@ def checked_record(cls: type[Record]) -> type[Record]:
 
 def is_concrete(tree: Any) -> bool:
     """True if every leaf of `tree` is an array whose values can be read now."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def check_key(key: Any) -> None:
@@ -85,7 +86,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def as_float_array(name: str, value: Any) -> jax.Array:
     """Return `value` as a floating array; whole numbers and booleans are converted if that is exact, else refused."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.zeros(()).dtype)
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.floating):

@@ -142,9 +142,10 @@ def aggregate_posterior(
     if encoder is not None:
         check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
         phi = jax.vmap(encoder)(xs)
-    if jnp.shape(phi) != (num_rows(xs), family.size):
-        raise ValueError(f"phi must have shape [N, size] = {(num_rows(xs), family.size)}, got {jnp.shape(phi)}")
-    return AggregatePosterior(phis=phi, family=family, block_size=block_size)
+    phis = jnp.asarray(phi)
+    if phis.shape != (num_rows(xs), family.size):
+        raise ValueError(f"phi must have shape [N, size] = {(num_rows(xs), family.size)}, got {phis.shape}")
+    return AggregatePosterior(phis=phis, family=family, block_size=block_size)
 
 
 @partial(jax.jit, static_argnames=("num_samples",))

@@ -48,9 +48,9 @@ class Estimate(NamedTuple):
             raise ValueError(f"over must be 'data' or 'draws', got {over!r}")
         tail = 0.5 * (1 + level)
         if over == "data":
-            half = stats.t.ppf(tail, max(self.num_data - 1, 1)) * float(self.data_standard_error)
+            half = float(stats.t.ppf(tail, max(self.num_data - 1, 1))) * float(self.data_standard_error)
         else:
-            half = stats.norm.ppf(tail) * float(self.monte_carlo_standard_error)
+            half = float(stats.norm.ppf(tail)) * float(self.monte_carlo_standard_error)
         if half == float("inf"):
             return -half, half
         return float(self.mean) - half, float(self.mean) + half

@@ -1,4 +1,4 @@
-"""Measuring the gaps of an encoder: local optimum, both ELBOs on shared fresh draws, evidence, differences."""
+"""Measuring the gaps of an encoder: local optimum, both ELBOs on shared draws, evidence, and differences."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ import amortgap as ag
 from amortgap.data import DataSet, load_digits
 from amortgap.sweep import CellResult, Column, Schema
 
-SPLITS = ("train", "test")
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 SCHEMA = Schema(
@@ -91,9 +90,9 @@ class Study:
     """Units of the decoder's two hidden layers."""
     decoder_steps: int = 6000
     """Training steps of the VAE whose decoder is frozen."""
-    encoder_steps: int = 4000
+    encoder_steps: int = 2500
     """Training steps of each encoder."""
-    ladder_steps: int = 2000
+    ladder_steps: int = 1000
     """Training steps (full batches) of each linear encoder of the ladder."""
     batch_size: int = 100
     """Images per training step of the deep model."""
@@ -127,6 +126,11 @@ def images(study: Study) -> DataSet:
     return _images(study.model, study.binarisation, study.data_seed, study.subset)
 
 
+def all_images(study: Study) -> np.ndarray:
+    """Return training and held-out data of a study, in this order."""
+    return np.concatenate([images(study).train, images(study).test])
+
+
 def data_hash(study: Study) -> str:
     """Return the sha256 of the data of a study, part of the hash of its cells."""
     return images(dataclasses.replace(study, model="vae")).sha256
@@ -134,7 +138,7 @@ def data_hash(study: Study) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What all encoders of one model and family are compared with, for one split."""
+    """What all encoders of one model and family are compared with; training data first, then held-out ones."""
 
     local: ag.LocalFit
     evidence: Any
@@ -174,42 +178,52 @@ class Compute:
             return self._kept[name]
 
     def __call__(self, studies: Sequence[Study]) -> list[CellResult]:
+        """Return the results of a group of cells, one each."""
         first = studies[0]
         if first.decoder == "joint" and first.model == "vae":
-            return [self._joint(study) for study in studies]
-        model = self._once((first.model, "model"), lambda: make_model(first))
-        references = {split: self._reference(first, model, split) for split in SPLITS}
-        return train_and_measure(studies, model, references)
+            return [_joint(study) for study in studies]
+        model = self._once(("model", first.model), lambda: make_model(first))
+        evidence = self._once(("evidence", first.model), lambda: self._evidence(first, model))
+        return train_and_measure(studies, model, Reference(self._local(first, model, first.family), evidence))
 
-    def _reference(self, study: Study, model: Any, split: str) -> Reference:
-        return self._once((study.model, study.family, split), lambda: make_reference(study, model, study.family, split))
+    def _local(self, study: Study, model: Any, family: str) -> ag.LocalFit:
+        return self._once(("local", study.model, family), lambda: fit_references(study, model, family))
 
-    def _joint(self, study: Study) -> CellResult:
-        family, data = make_family(study.family, study.latent_dim), images(study)
-        fit = train_decoder(study, family, seed=study.seed, width=study.width, depth=study.depth)
-        references = {split: make_reference(study, fit.model, study.family, split) for split in SPLITS}
-        stacked = jax.tree.map(lambda leaf: leaf[None], (fit.encoder, fit.change, fit.change_standard_error))
-        rows = measure([study], fit.model, family, stacked[0], references)
-        return _result(study, fit, rows[0], fit.encoder, study.decoder_steps, index=None, data=data)
+    def _evidence(self, study: Study, model: Any) -> Any:
+        # log p(x) is a property of the model: the better proposal serves both families.
+        proposal = None if study.model == "factor_analysis" else self._local(study, model, "full_rank")
+        return estimate_evidence(study, model, proposal)
 
 
-def train_decoder(study: Study, family: Any, *, seed: int, width: int, depth: int) -> ag.AmortizedFit:
-    """Train a VAE on the training images; the held-out ones choose the step at which the decoder is kept."""
+def _joint(study: Study) -> CellResult:
+    fit = train_decoder(study, make_family(study.family, study.latent_dim), seed=study.seed, mlp=study)
+    full = fit_references(study, fit.model, "full_rank")
+    local = full if study.family == "full_rank" else fit_references(study, fit.model, study.family)
+    reference = Reference(local, estimate_evidence(study, fit.model, full))
+    encoders = jax.tree.map(lambda leaf: leaf[None], fit.encoder)
+    stacked = dataclasses.replace(fit, **{name: getattr(fit, name)[None] for name in _TRAINING})
+    rows = measure([study], fit.model, encoders, reference)
+    return _result(study, stacked, rows[0], fit.encoder, study.decoder_steps, 0)
+
+
+def train_decoder(study: Study, family: Any, *, seed: int, mlp: Study) -> ag.AmortizedFit:
+    """Train a VAE with the encoder of `mlp`; the held-out images choose the step at which the decoder is kept."""
     data = images(study)
+    features = data.train.shape[1]
     model = ag.models.deep_latent_gaussian(
         _key("decoder weights", seed),
         latent_dim=study.latent_dim,
-        data_dim=data.train.shape[1],
+        data_dim=features,
         width=study.decoder_width,
         depth=2,
     )
-    encoder = ag.encoders.mlp(_key("encoder of the vae", seed), data.train.shape[1], family, width=width, depth=depth)
+    key = _key("encoder of the vae", seed)
     return ag.train_vae(
         _key("vae training", seed),
         data.train,
         model=model,
         family=family,
-        encoder=encoder,
+        encoder=ag.encoders.mlp(key, features, family, width=mlp.width, depth=mlp.depth),
         validation=data.test,
         num_steps=study.decoder_steps,
         num_evaluations=min(20, study.decoder_steps),
@@ -218,34 +232,37 @@ def train_decoder(study: Study, family: Any, *, seed: int, width: int, depth: in
 
 def make_model(study: Study) -> Any:
     """Return the frozen model of a study: factor analysis by maximum likelihood, or the decoder of a trained VAE."""
-    data = images(study)
     if study.model == "factor_analysis":
+        data = images(study)
         return ag.models.fit_factor_analysis(
             _key("factor analysis"), data.train, latent_dim=study.latent_dim, num_steps=300
         ).model
-    return train_decoder(study, make_family("mean_field", study.latent_dim), seed=0, width=128, depth=2).model
+    family = make_family("mean_field", study.latent_dim)
+    return train_decoder(study, family, seed=0, mlp=dataclasses.replace(study, width=128, depth=2)).model
 
 
-def make_reference(study: Study, model: Any, family_name: str, split: str) -> Reference:
-    """Return the local optimum and log p(x) of every datum of a split."""
-    family = make_family(family_name, study.latent_dim)
-    number = SPLITS.index(split)
-    xs = getattr(images(study), split)
-    local = ag.fit_local(_key("local", number), xs, model=model, family=family)
-    proposal = local
-    if family_name != "full_rank" and study.model == "vae":
-        # log p(x) is a property of the model: the better proposal serves both families.
-        full = make_family("full_rank", study.latent_dim)
-        proposal, family = ag.fit_local(_key("local", number), xs, model=model, family=full), full
-    evidence = ag.evidence_of_data(
-        _key("evidence", number),
+def fit_references(study: Study, model: Any, family: str) -> ag.LocalFit:
+    """Return the local optimum of every datum, training data first."""
+    xs = all_images(study)
+    return ag.fit_local(
+        _key("local"),
         xs,
         model=model,
-        family=family,
-        phis=proposal.phi,
-        num_samples=study.evidence_samples,
+        family=make_family(family, study.latent_dim),
+        chunk_size=-(-len(xs) // 3),
+        # The ladder is held against closed forms, so its local optima must be far better than its smallest gap.
+        tolerance=1e-4 if study.model == "factor_analysis" else 0.01,
     )
-    return Reference(local, evidence)
+
+
+def estimate_evidence(study: Study, model: Any, proposal: ag.LocalFit | None) -> Any:
+    """Return log p(x) of every datum: exact, or by importance sampling from full rank local optima."""
+    family = make_family("full_rank", study.latent_dim)
+    phis = None if proposal is None else proposal.phi
+    samples = study.evidence_samples
+    return ag.evidence_of_data(
+        _key("evidence"), all_images(study), model=model, family=family, phis=phis, num_samples=samples
+    )
 
 
 def make_encoder(study: Study, family: Any, xs: np.ndarray) -> Any:
@@ -258,38 +275,34 @@ def make_encoder(study: Study, family: Any, xs: np.ndarray) -> Any:
     return ag.encoders.mlp(key, xs.shape[1], family, width=study.width, depth=study.depth)
 
 
-def train_and_measure(studies: Sequence[Study], model: Any, references: dict[str, Reference]) -> list[CellResult]:
+def train_and_measure(studies: Sequence[Study], model: Any, reference: Reference) -> list[CellResult]:
     """Train the encoders of a group in one compiled call and measure them on both splits."""
     first = studies[0]
     family = make_family(first.family, first.latent_dim)
-    data = images(first)
+    xs = jnp.asarray(images(first).train)
     ladder = first.model == "factor_analysis"
-    encoders = [make_encoder(study, family, data.train) for study in studies]
+    encoders = [make_encoder(study, family, images(first).train) for study in studies]
     stacked = ag.encoders.stack_padded(encoders)
     rates = jnp.asarray([_rate(study) for study in studies])
-    keys = jax.vmap(lambda seed: jax.random.fold_in(_key("encoder training"), seed))(
-        jnp.asarray([study.seed for study in studies])
-    )
+    seeds = jnp.asarray([study.seed for study in studies])
+    keys = jax.vmap(lambda seed: jax.random.fold_in(_key("encoder training"), seed))(seeds)
     steps = first.ladder_steps if ladder else first.encoder_steps
-    options = {"num_steps": steps, "num_evaluations": min(20, steps)}
+    options: dict[str, Any] = {"num_steps": steps, "num_evaluations": min(20, steps)}
     if ladder:
         # Full batches of antithetic pairs leave almost no noise on a quadratic, so the ladder can be met exactly.
-        options |= {"batch_size": len(data.train), "num_samples": 2, "antithetic": True}
+        options |= {"batch_size": len(xs), "num_samples": 2, "antithetic": True}
     else:
         options |= {"batch_size": first.batch_size}
-    fit = _train(keys, jnp.asarray(data.train), model, family, stacked, rates, tuple(options.items()))
+    fit = _train(keys, xs, model, family, stacked, rates, tuple(options.items()))
     total = steps
     for _ in range(first.extensions):
         if bool(jnp.all(jnp.abs(fit.change) <= first.convergence_tolerance)):
             break
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        fit = _train(keys, jnp.asarray(data.train), model, family, fit.encoder, rates / 3, tuple(options.items()))
+        fit = _train(keys, xs, model, family, fit.encoder, rates / 3, tuple(options.items()))
         total += steps
-    rows = measure(studies, model, family, fit.encoder, references)
-    return [
-        _result(study, fit, rows[i], encoder, total, index=i, data=data)
-        for i, (study, encoder) in enumerate(zip(studies, encoders, strict=True))
-    ]
+    rows = measure(studies, model, fit.encoder, reference)
+    return [_result(study, fit, rows[i], encoders[i], total, i) for i, study in enumerate(studies)]
 
 
 def _rate(study: Study) -> float:
@@ -305,43 +318,64 @@ def _train(keys: Any, xs: Any, model: Any, family: Any, encoders: Any, rates: An
     return jax.vmap(train)(keys, encoders, rates)
 
 
-def measure(
-    studies: Sequence[Study], model: Any, family: Any, encoders: Any, references: dict[str, Reference]
-) -> list[list[dict[str, Any]]]:
+def measure(studies: Sequence[Study], model: Any, encoders: Any, reference: Reference) -> list[list[dict[str, Any]]]:
     """Return for every encoder its rows, one a split, from draws that neither training nor local VI has seen."""
-    rows: list[list[dict[str, Any]]] = [[] for _ in studies]
-    data = images(studies[0])
-    for number, split in enumerate(SPLITS):
-        xs, reference = jnp.asarray(getattr(data, split)), references[split]
-        bounds = _bounds(
-            _key("evaluation", number), xs, reference.local.phi, model, family, encoders, studies[0].num_samples
-        )
-        for i, study in enumerate(studies):
-            gaps = ag.Gaps(
-                log_evidence=reference.evidence.log_evidence,
-                elbo_local=bounds.elbo[:, 0],
-                elbo_amortized=bounds.elbo[:, 1 + i],
-                log_evidence_standard_error=reference.evidence.standard_error,
-                elbo_local_standard_error=bounds.standard_error[:, 0],
-                elbo_amortized_standard_error=bounds.standard_error[:, 1 + i],
-                amortization_standard_error=bounds.paired_standard_error[:, 1 + i],
-                converged=reference.local.converged,
-                suboptimality=reference.local.suboptimality,
-                evidence_method=reference.evidence.method,
-                evidence_bias=reference.evidence.bias,
-            )
-            rows[i].append(_row(study, split, gaps, model, data))
+    first, xs = studies[0], jnp.asarray(all_images(studies[0]))
+    family = make_family(first.family, first.latent_dim)
+    phis = _encode(encoders, xs)
+    rows = []
+    for i in range(0, len(studies), _AT_ONCE):
+        # Always the same number of candidates: one compilation serves groups of every size.
+        chosen = [min(j, len(studies) - 1) for j in range(i, i + _AT_ONCE)]
+        candidates = jnp.concatenate([reference.local.phi[:, None], phis[:, jnp.asarray(chosen)]], axis=1)
+        bounds = _bounds(_key("evaluation"), xs, candidates, model, family, first.num_samples)
+        for position, study in enumerate(studies[i : i + _AT_ONCE]):
+            rows.append(_rows(study, bounds, position + 1, model, reference))
     return rows
 
 
+# Encoders measured in one compiled call.
+_AT_ONCE = 5
+
+
+@jax.jit
+def _encode(encoders: Any, xs: Any) -> Any:
+    return jax.vmap(lambda x: jax.vmap(lambda encoder: encoder(x))(encoders))(xs)
+
+
 @functools.partial(jax.jit, static_argnames=("num_samples",))
-def _bounds(key: Any, xs: Any, local: Any, model: Any, family: Any, encoders: Any, num_samples: int) -> Any:
-    phis = jax.vmap(lambda encoder: jax.vmap(encoder)(xs))(encoders)
-    candidates = jnp.concatenate([local[:, None], jnp.swapaxes(phis, 0, 1)], axis=1)
+def _bounds(key: Any, xs: Any, candidates: Any, model: Any, family: Any, num_samples: int) -> Any:
     return ag.evaluate_bounds(key, candidates, xs, model=model, family=family, num_samples=num_samples)
 
 
-def _row(study: Study, split: str, gaps: ag.Gaps, model: Any, data: DataSet) -> dict[str, Any]:
+def _rows(study: Study, bounds: Any, position: int, model: Any, reference: Reference) -> list[dict[str, Any]]:
+    local, evidence = reference.local, reference.evidence
+    num_train = len(images(study).train)
+    parts = {"train": slice(0, num_train), "test": slice(num_train, None)}
+    return [
+        _row(
+            study,
+            split,
+            ag.Gaps(
+                log_evidence=evidence.log_evidence[part],
+                elbo_local=bounds.elbo[part, 0],
+                elbo_amortized=bounds.elbo[part, position],
+                log_evidence_standard_error=evidence.standard_error[part],
+                elbo_local_standard_error=bounds.standard_error[part, 0],
+                elbo_amortized_standard_error=bounds.standard_error[part, position],
+                amortization_standard_error=bounds.paired_standard_error[part, position],
+                converged=local.converged[part],
+                suboptimality=local.suboptimality[part],
+                evidence_method=evidence.method,
+                evidence_bias=evidence.bias,
+            ),
+            model,
+        )
+        for split, part in parts.items()
+    ]
+
+
+def _row(study: Study, split: str, gaps: ag.Gaps, model: Any) -> dict[str, Any]:
     estimates = gaps.estimates()
     local, amortized, gap = (estimates[name] for name in ("approximation", "inference", "amortization"))
     row: dict[str, Any] = {"split": split, "num_data": gaps.elbo_local.shape[0]}
@@ -352,6 +386,7 @@ def _row(study: Study, split: str, gaps: ag.Gaps, model: Any, data: DataSet) -> 
         row[f"{name}_mc_se"] = float(value.monte_carlo_standard_error)
         row[f"{name}_sum"] = float(value.total)
     ladder = study.model == "factor_analysis"
+    data = images(study)
     held_out = None if split == "train" else jnp.asarray(data.test)
     kl = (model.mean_field_kl() if study.family == "mean_field" else 0.0) if ladder else None
     row |= {
@@ -372,12 +407,14 @@ def _row(study: Study, split: str, gaps: ag.Gaps, model: Any, data: DataSet) -> 
     return row | {f"gap_q{round(100 * q):03d}": float(v) for q, v in zip(QUANTILES, values, strict=True)}
 
 
+# Fields of a fit that have one entry for each encoder of the group.
+_TRAINING = ("change", "change_standard_error", "finite")
+
+
 def _result(
-    study: Study, fit: ag.AmortizedFit, rows: list[dict], encoder: Any, steps: int, *, index: int | None, data: DataSet
+    study: Study, fit: ag.AmortizedFit, rows: list[dict[str, Any]], encoder: Any, steps: int, index: int
 ) -> CellResult:
-    change, error, finite = (
-        leaf if index is None else leaf[index] for leaf in (fit.change, fit.change_standard_error, fit.finite)
-    )
+    change, error, finite = (getattr(fit, name)[index] for name in _TRAINING)
     kind = "constant" if study.width == 0 else "linear" if study.model == "factor_analysis" else "mlp"
     common = {
         "model": study.model,

@@ -4,9 +4,9 @@
     python experiments/capacity_sweep.py --preset smoke     # seconds, for a first look and for the tests
 
 Two studies share one table. The *ladder*: factor analysis fitted to the digits and linear encoders of rank 0 to d,
-whose amortization gap is known in closed form. The *deep model*: a VAE on binarised digits whose decoder is then frozen, and
-encoders of width 1 to 256 trained against it. For every encoder the table holds the mean KL of local VI, the mean KL of
-the encoder, their difference (the amortization gap) and log p(x), on training and on held-out data.
+whose amortization gap is known in closed form. The *deep model*: a VAE on binarised digits whose decoder is then
+frozen, and encoders of width 1 to 256 trained against it. For every encoder the table holds the mean KL of local VI,
+the mean KL of the encoder, their difference (the amortization gap) and log p(x), on training and held-out data.
 
 Writes OUT/table.csv, OUT/table.json (config, command, versions, machine, time) and OUT/capacity_sweep.{pdf,png}.
 Run again with the same OUT to resume; finished cells are not computed again.
@@ -22,7 +22,7 @@ from typing import Literal
 
 from amortgap.runtime import prepare_compiler
 
-prepare_compiler()
+prepare_compiler(threads=True)
 
 import capacity_cells
 from capacity_cells import SCHEMA, Study

@@ -195,8 +195,8 @@ def ais(
 ) -> Evidence:
     """Estimate log p(x) of one datum by annealed importance sampling with HMC transitions.
 
-    Formula: `log (1/C) sum_c w_c`, `w = prod_t f_t(z_{t-1}) / f_{t-1}(z_{t-1})` along `f_t = base^(1 - b_t) p(x, z)^(b_t)`
-    from `b = 0` to 1; E[w] = p(x), so the estimate is in expectation a lower bound.
+    Formula: `log (1/C) sum_c w_c`, `w = prod_t f_t(z_{t-1}) / f_{t-1}(z_{t-1})` along
+    `f_t = base^(1 - b_t) p(x, z)^(b_t)` from `b = 0` to 1; E[w] = p(x), so the estimate is a lower bound in expectation
 
     The chains of the estimate use temperatures and step sizes that are fixed before they start. These come from a
     pilot run of separate chains with keys of their own, in which every pilot chain adapts its own step size towards an

@@ -83,7 +83,7 @@ def optimum_excess(
             at, state, least = carry
             value, gradient = slope(at, state=state)
             update, state = optimiser.update(gradient, state, at, value=value, grad=gradient, value_fn=loss)
-            moved = optax.apply_updates(at, update)
+            moved = at + jnp.asarray(update)
             moved = jnp.where(jnp.all(jnp.isfinite(moved)), moved, at)
             return (moved, state, jnp.fmin(value, least)), None
 

@@ -73,7 +73,7 @@ def quadrature(
     if (family is None) != (phi is None):
         raise ValueError("family and phi belong together: give both or neither")
     mean, scale = jnp.zeros(dim), jnp.eye(dim)
-    if family is not None:
+    if family is not None and phi is not None:
         check_sizes(model, family)
         mean, scale = _moments(key, family, phi)
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .manifest import versions
-from .remote import ClusterError, DaskExecutor, comparable, difference
+from .remote import ClusterError, DaskExecutor, comparable, difference, on_living_workers
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _check_cluster(client: Any, patience: float) -> int:
     if several := sorted(address for address, count in threads.items() if count != 1):
         raise ClusterError(f"cluster: workers {several} have several threads; start them with --nthreads 1")
     expected = comparable(versions())
-    for address, found in client.run(versions).items():
+    for address, found in on_living_workers(client, versions).items():
         if comparable(found) != expected:
             raise ClusterError(f"cluster: worker {address}: {difference(expected, found)}")
     return len(threads)

@@ -15,7 +15,7 @@ import queue
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .execute import Outcome, Task, Unit, captured_warnings
@@ -112,7 +112,7 @@ class DaskExecutor:
 
     def _withdraw(self, pending: dict[str, tuple[Any, Unit]]) -> None:
         """Cancel the units that no worker is computing yet; those that run are waited for."""
-        running = {key for keys in self.client.run(_executing).values() for key in keys}
+        running = {key for keys in on_living_workers(self.client, _executing).values() for key in keys}
         withdrawn = [pending.pop(key)[0] for key in list(pending) if key not in running]
         self.client.cancel(withdrawn)
 
@@ -121,11 +121,17 @@ class DaskExecutor:
         token = task.store.path / f".seen~{uuid.uuid4().hex}"
         token.write_bytes(b"")
         try:
-            blind = [address for address, sees in self.client.run(os.path.exists, str(token)).items() if not sees]
+            found = on_living_workers(self.client, os.path.exists, str(token))
+            blind = [address for address, sees in found.items() if not sees]
         finally:
             token.unlink()
         if blind:
             raise ClusterError(f"out: folder {task.store.path} is not shared with the workers {sorted(blind)}")
+
+
+def on_living_workers(client: Any, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """What `function` gives on each worker; one that dies meanwhile is left out, as it would be a moment later."""
+    return client.run(function, *args, on_error="ignore")
 
 
 @contextlib.contextmanager

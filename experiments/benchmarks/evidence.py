@@ -12,6 +12,7 @@ same estimator composed from blackjax.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import sys
 import time
@@ -80,12 +81,12 @@ def seconds(functions: dict[str, Callable[[], jax.Array]], turns: int) -> dict[s
 def importance_sampling(args: Args, model, family, xs) -> list[dict]:
     """Memory of a thousand points, and the rate against the decoder's matrix products alone."""
     key = jax.random.key(1)
-    settings = (("num_samples", args.draws),)
+    settings, devices = (("num_samples", args.draws),), tuple(jax.devices()[:1])
     shapes = jnp.zeros((1000, family.size)), jnp.zeros((1000, SIZES[-1]))
-    compiled = _evidence.lower(key, *shapes, model, family, "importance", settings).compile()
+    compiled = _evidence.lower(key, *shapes, model, family, "importance", settings, devices).compile()
     memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
     phis = jnp.zeros((args.points, family.size)).at[:, SIZES[0] :].set(-1.0)
-    weights = [jax.random.normal(key, shape) / 10 for shape in zip(SIZES[:-1], SIZES[1:], strict=True)]
+    weights = [jax.random.normal(key, shape) / 10 for shape in itertools.pairwise(SIZES)]
     rows = 1000
     batch = jax.random.normal(key, (rows, SIZES[0]))
     blocks = args.points * args.draws // rows
@@ -110,7 +111,9 @@ def importance_sampling(args: Args, model, family, xs) -> list[dict]:
 
     taken = seconds(
         {
-            "iwae": lambda: _evidence(key, phis, xs[: args.points], model, family, "importance", settings).log_evidence,
+            "iwae": lambda: (
+                _evidence(key, phis, xs[: args.points], model, family, "importance", settings, devices).log_evidence
+            ),
             "floor": lambda: floor(batch),
             "forward": lambda: forward(batch),
         },

@@ -1,0 +1,381 @@
+"""The algorithm of local VI for one datum: a first fit, and fits that take it up again where it missed the tolerance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from amortgap._checks import check_choice, check_count, check_positive
+from amortgap.families import FullRankNormal, MeanFieldNormal
+from amortgap.inference.certificate import Certificate, certify
+from amortgap.inference.curvature import log_det, look_around, newton, normal_noise
+from amortgap.inference.natural_gradient import ascend
+from amortgap.inference.schedules import cosine
+from amortgap.objectives import elbo, elbo_draws
+
+METHODS = ("auto", "natural_gradient", "newton", "adam")
+# Gradients in the first round of Newton steps; every further round doubles them.
+_NEWTON_GRADIENTS = 250
+# Of the nats gained between two horizons, the share that may still be missing: the error falls about as one over the
+# number of steps, and the second part has at least as many as the first.
+_HORIZON_SHARE = 0.5
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LocalFit:
+    """Local optimum of one datum, or of many with a leading axis on every field.
+
+    Attributes:
+      phi: variational parameters, [size].
+      elbo: ELBO at phi on fresh samples, in nats.
+      standard_error: Monte Carlo standard error of `elbo`.
+      start_elbo: ELBO of the start, on the same fresh samples, in nats.
+      suboptimality: estimate of the nats still to be gained by more optimisation; infinite where none is known.
+      suboptimality_standard_error: Monte Carlo standard error of `suboptimality`.
+      horizon_gain: nats gained between the two horizons of the last run, the check of `suboptimality`.
+      num_steps: optimiser steps taken.
+      num_gradients: gradients of the log joint they took; the certificate's are not counted.
+      converged: whether `suboptimality` is below the tolerance, the horizons agree, and everything is finite.
+    """
+
+    phi: Float[Array, "*data size"]
+    elbo: Float[Array, "*data"]
+    standard_error: Float[Array, "*data"]
+    start_elbo: Float[Array, "*data"]
+    suboptimality: Float[Array, "*data"]
+    suboptimality_standard_error: Float[Array, "*data"]
+    horizon_gain: Float[Array, "*data"]
+    num_steps: Int[Array, "*data"]
+    num_gradients: Int[Array, "*data"]
+    converged: Bool[Array, "*data"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Resolved settings of local VI, static under `jit`; see `local_vi`."""
+
+    method: str
+    num_steps: int
+    warmup_steps: int
+    num_samples: int
+    tolerance: float
+    max_reruns: int
+
+
+class Work(NamedTuple):
+    """A fit and the start that it is compared with."""
+
+    fit: LocalFit
+    start: Float[Array, "*data size"]
+
+
+class _Judged(NamedTuple):
+    phi: Array
+    value: Array
+    standard_error: Array
+    start_value: Array
+    horizon_gain: Array
+    horizon_error: Array
+    certificate: Certificate
+
+
+def settings_for(
+    family: Any,
+    *,
+    method: str,
+    num_steps: Any,
+    warmup_steps: Any,
+    num_samples: Any,
+    tolerance: Any,
+    max_reruns: Any,
+    has_init: bool,
+) -> Settings:
+    """Return checked settings with defaults filled in; raises ValueError as `local_vi` documents."""
+    check_choice("method", method, METHODS)
+    mean_field = isinstance(family, MeanFieldNormal)
+    normal = mean_field or isinstance(family, FullRankNormal)
+    if method in ("natural_gradient", "newton") and not normal:
+        raise ValueError(f"method {method!r} needs a mean field or full rank normal, got {type(family).__name__}")
+    if method == "auto" or (method == "natural_gradient" and not mean_field):
+        # For a full precision, the natural-gradient step with all curvature at once is the Newton step.
+        method = "natural_gradient" if mean_field else "newton" if normal else "adam"
+    if num_steps is None:
+        num_steps = {"natural_gradient": 200, "adam": 1500}.get(method) or 2 * _newton_steps(family)
+    if warmup_steps is None:
+        # The encoder's output is near the optimum; from the prior the first curvatures are far off and mislead.
+        warmup_steps = 0 if has_init or method == "adam" else 125
+    check_count("num_steps", num_steps)
+    check_count("warmup_steps", warmup_steps, minimum=0)
+    check_count("num_samples", num_samples, minimum=2)
+    check_positive("tolerance", tolerance)
+    check_count("max_reruns", max_reruns, minimum=0)
+    return Settings(
+        method, int(num_steps), int(warmup_steps), num_samples + num_samples % 2, float(tolerance), max_reruns
+    )
+
+
+def _sweeps_per_step(latent_dim: int) -> int:
+    # A step on fewer than eight pairs is mostly noise.
+    return -(-8 // latent_dim)
+
+
+def _newton_steps(family: Any) -> int:
+    gradients = 2 * _sweeps_per_step(family.latent_dim) * family.latent_dim
+    return max(3, -(-_NEWTON_GRADIENTS // gradients))
+
+
+def pairs_per_datum(family: Any, num_samples: int) -> int:
+    """Return the antithetic pairs on which a normal family's optimum is judged: whole sweeps, at least two."""
+    return max(2, -(-num_samples // (2 * family.latent_dim))) * family.latent_dim
+
+
+def first_fit(
+    key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
+) -> Work:
+    """Fit one datum from its best start."""
+    start = family.standard()[None, :] if init is None else jnp.concatenate([family.standard()[None, :], init])
+    if start.shape[0] > 1:
+        key, key_start = jax.random.split(key)
+        objective = _objective(x, model, family)
+        values = jax.vmap(lambda phi: objective(key_start, phi, settings.num_samples))(start)
+        start = start[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))]
+    else:
+        start = start[0]
+    if settings.method == "adam":
+        judged = _adam_and_judge(key, x, start, start, model, family, settings, settings.num_steps)
+    else:
+        # All noise of the run in one call: random number generators are what takes long to compile.
+        steps = settings.warmup_steps + (settings.num_steps if settings.method == "natural_gradient" else 0)
+        counts = (steps, settings.num_samples // 4 or 1, pairs_per_datum(family, settings.num_samples))
+        if settings.method == "newton":
+            key, key_newton = jax.random.split(key)
+        noise = normal_noise(key, (sum(counts), family.latent_dim), start.dtype)
+        climb, choice, sweeps = jnp.split(noise, [counts[0], counts[0] + counts[1]])
+        mean, root = _mean_and_root(family, start)
+        scale = root if root.ndim == 1 else jnp.sqrt(jnp.sum(root**2, axis=1))
+        runs = [(mean, root)] * 3
+        if steps:
+            gradient = jax.grad(lambda z: -model.log_joint(z, x))
+            runs = list(ascend(climb, gradient, mean, scale, warmup_steps=settings.warmup_steps))
+        if settings.method == "newton":
+            if steps:
+                mean, root = (
+                    runs[-1][0],
+                    (runs[-1][1] if isinstance(family, MeanFieldNormal) else jnp.diag(runs[-1][1])),
+                )
+            runs = [(mean, root), *_newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)]
+        judged = _judge(choice, sweeps, x, start, runs, model, family, pairs_at_once)
+    gradients = 2 * settings.warmup_steps + settings.num_steps * _gradients_per_step(family, settings.method)
+    return Work(_fit(judged, settings.warmup_steps + settings.num_steps, gradients, settings), start)
+
+
+def fit_again(
+    key: jax.Array, number: Any, x: Any, work: Work, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
+) -> Work:
+    """Take up a fit that missed its tolerance: Newton steps for normal families, Adam for others, longer every round."""
+    key_run, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
+    # The count is traced: one compilation serves all rounds.
+    method = "adam" if settings.method == "adam" else "newton"
+    steps = (settings.num_steps if method == "adam" else _newton_steps(family)) * 2 ** jnp.asarray(number)
+    fit = work.fit
+    if method == "adam":
+        judged = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps)
+    else:
+        counts = (settings.num_samples // 4 or 1, pairs_per_datum(family, settings.num_samples))
+        noise = normal_noise(key_judge, (sum(counts), family.latent_dim), fit.phi.dtype)
+        choice, sweeps = jnp.split(noise, [counts[0]])
+        mean, root = _mean_and_root(family, fit.phi)
+        runs = [(mean, root), *_newton(key_run, x, mean, root, model, family, steps, pairs_at_once)]
+        judged = _judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
+    gradients = fit.num_gradients + steps * _gradients_per_step(family, method)
+    return Work(_fit(judged, fit.num_steps + steps, gradients, settings), work.start)
+
+
+def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings) -> LocalFit:
+    """Fit one datum and take it up again until it meets the tolerance or `max_reruns` is reached."""
+    work = first_fit(key, x, init, model, family, settings, pairs_at_once=64)
+    if not settings.max_reruns:
+        return work.fit
+
+    def unfinished(carry: tuple[Array, Work]) -> Array:
+        return (carry[0] < settings.max_reruns) & ~carry[1].fit.converged
+
+    def again(carry: tuple[Array, Work]) -> tuple[Array, Work]:
+        return carry[0] + 1, fit_again(key, carry[0], x, carry[1], model, family, settings, pairs_at_once=64)
+
+    return jax.lax.while_loop(unfinished, again, (jnp.asarray(0), work))[1].fit
+
+
+def _gradients_per_step(family: Any, method: str) -> int:
+    return 2 * _sweeps_per_step(family.latent_dim) * family.latent_dim if method == "newton" else 2
+
+
+def _fit(judged: _Judged, num_steps: Any, num_gradients: Any, settings: Settings) -> LocalFit:
+    short = judged.certificate.nats
+    drift = _HORIZON_SHARE * judged.horizon_gain - 2 * judged.horizon_error
+    return LocalFit(
+        phi=judged.phi,
+        elbo=judged.value,
+        standard_error=judged.standard_error,
+        start_elbo=judged.start_value,
+        suboptimality=short,
+        suboptimality_standard_error=judged.certificate.standard_error,
+        horizon_gain=judged.horizon_gain,
+        num_steps=jnp.asarray(num_steps),
+        num_gradients=jnp.asarray(num_gradients),
+        converged=jnp.isfinite(judged.value) & (short < settings.tolerance) & (drift < settings.tolerance),
+    )
+
+
+def _objective(x: Any, model: Any, family: Any) -> Any:
+    antithetic = hasattr(family, "transform")
+
+    def objective(draw_key: jax.Array, phi: Array, num_samples: int) -> Array:
+        return elbo(draw_key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
+
+    return objective
+
+
+def _mean_and_root(family: Any, phi: Array) -> tuple[Array, Array]:
+    """Return the mean and the root of the covariance: scales in mean field, lower triangular in full rank."""
+    mean, scale_tril = family.moments(phi)
+    return mean, jnp.diag(scale_tril) if isinstance(family, MeanFieldNormal) else scale_tril
+
+
+def _pack(family: Any, mean: Array, root: Array) -> Array:
+    if isinstance(family, MeanFieldNormal):
+        return family.from_moments(mean, jnp.diag(root))
+    if root.ndim == 1:
+        return family.from_moments(mean, jnp.diag(root))
+    # The triangular root of the same covariance, with a positive diagonal.
+    lower = jnp.linalg.qr(root.T, mode="r").T
+    return family.from_moments(mean, lower * jnp.sign(jnp.diag(lower))[None, :])
+
+
+def _newton(
+    key: jax.Array, x: Any, mean: Array, root: Array, model: Any, family: Any, num_steps: Any, pairs_at_once: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    return newton(
+        key,
+        lambda z: model.log_joint(z, x),
+        mean,
+        root,
+        num_steps=num_steps,
+        num_sweeps=_sweeps_per_step(family.latent_dim),
+        pairs_at_once=pairs_at_once,
+    )
+
+
+def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: float) -> Array:
+    optimiser = optax.scale_by_adam()
+
+    def step(index: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        phi, state = carry
+        gradient = jax.grad(objective, argnums=1)(jax.random.fold_in(key, index), phi, 2)
+        update, state = optimiser.update(gradient, state)
+        new = phi + rate * cosine(index, num_steps).astype(phi.dtype) * jnp.asarray(update)
+        good = jnp.all(jnp.isfinite(new))
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, state), carry)
+
+    return jax.lax.fori_loop(0, num_steps, step, (phi, optimiser.init(phi)))[0]
+
+
+class _Choice(NamedTuple):
+    """The stage of a run to be kept, as an index, and what it gained, in nats.
+
+    Attributes:
+      index: into start, warm-up or previous fit, first horizon, end.
+      gain: of the kept one over the first horizon, with its standard error.
+      over_start: of the kept one over the start; never negative unless all are NaN.
+    """
+
+    index: Array
+    gain: Array
+    gain_error: Array
+    over_start: Array
+
+
+def _choose(values: Float[Array, "4 draws"]) -> _Choice:
+    averages = jnp.mean(values, axis=1)
+
+    def error(difference: Array) -> Array:
+        return jnp.std(difference, axis=-1, ddof=min(1, values.shape[1] - 1)) / jnp.sqrt(float(values.shape[1]))
+
+    # The end stands unless an earlier stage is better beyond chance; the start wins every tie, NaN included.
+    clear = jnp.isfinite(averages) & ~(averages - averages[3] <= 2 * error(values - values[3][None, :]))
+    index = jnp.where(clear.any(), jnp.argmax(jnp.where(clear, averages, -jnp.inf)), 3)
+    index = jnp.where(averages[index] > averages[0], index, 0)
+    gain, over_start = averages[index] - averages[2], averages[index] - averages[0]
+    return _Choice(index, gain, error(values[index] - values[2]), over_start)
+
+
+def _judge(
+    choice_noise: Float[Array, "draws d"],
+    sweep_noise: Float[Array, "pairs d"],
+    x: Any,
+    start: Array,
+    runs: Any,
+    model: Any,
+    family: Any,
+    pairs_at_once: int,
+) -> _Judged:
+    """Keep the best stage of a run of a normal family on common draws; estimate its ELBO and what it misses on others."""
+    phis = jnp.stack([start, *[_pack(family, *run) for run in runs]])
+
+    def values(phi: Array) -> Array:
+        def pair(noise: Array) -> Array:
+            points = jax.vmap(lambda e: family.transform(e, phi))(jnp.stack([noise, -noise]))
+            return jnp.mean(jax.vmap(lambda z: model.log_joint(z, x) - family.log_prob(z, phi))(points))
+
+        return jax.vmap(pair)(choice_noise)
+
+    choice = _choose(jax.lax.map(values, phis))
+    phi = phis[choice.index]
+    mean, root = _mean_and_root(family, phi)
+    sweep = look_around(sweep_noise, lambda z: model.log_joint(z, x), mean, root, pairs_at_once=pairs_at_once)
+    draws = sweep.values + (0.5 * family.latent_dim * math.log(2 * math.pi) + log_det(root))
+    draws = jnp.where(sweep.finite, draws, jnp.nan)
+    certificate = certify(sweep, mean_field=isinstance(family, MeanFieldNormal))
+    return _judged(phi, draws, choice, certificate)
+
+
+def _adam_and_judge(
+    key: jax.Array, x: Any, start: Array, phi: Array, model: Any, family: Any, settings: Settings, num_steps: Any
+) -> _Judged:
+    """Run Adam to two horizons, then judge the stages as `_judge` does; what the second gained stands for the rest."""
+    key_first, key_second, key_choice, key_value = jax.random.split(key, 4)
+    objective, half = _objective(x, model, family), jnp.maximum(num_steps // 2, 1)
+    middle = phi
+    if settings.warmup_steps:
+        middle = _adam(key_first, objective, phi, num_steps=settings.warmup_steps, rate=1e-1)
+    middle = _adam(key_first, objective, middle, num_steps=half, rate=3e-2)
+    end = _adam(key_second, objective, middle, num_steps=jnp.maximum(num_steps - half, 1), rate=1e-2)
+    phis = jnp.stack([start, phi, middle, end])
+
+    def draws(draw_key: jax.Array, phi: Array) -> Array:
+        antithetic, number = hasattr(family, "transform"), settings.num_samples
+        return elbo_draws(draw_key, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic)
+
+    choice = _choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
+    certificate = Certificate(jnp.where(jnp.isfinite(choice.gain), choice.gain, jnp.inf), choice.gain_error)
+    return _judged(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)
+
+
+def _judged(phi: Array, draws: Array, choice: _Choice, certificate: Certificate) -> _Judged:
+    value = jnp.mean(draws)
+    return _Judged(
+        phi=phi,
+        value=value,
+        standard_error=jnp.std(draws, ddof=min(1, draws.size - 1)) / jnp.sqrt(float(draws.size)),
+        start_value=value - choice.over_start,
+        horizon_gain=choice.gain,
+        horizon_error=choice.gain_error,
+        certificate=certificate,
+    )

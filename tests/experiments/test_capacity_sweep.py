@@ -1,0 +1,99 @@
+"""The capacity sweep as a user runs it: the smoke preset, a second run, its figure, and wrong calls."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "experiments" / "capacity_sweep.py"
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *args], capture_output=True, text=True, timeout=600, env=os.environ, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "with space"
+    done = run("--preset", "smoke", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_holds_every_cell_and_its_identity(sweep):
+    rows = rows_of(sweep)
+    # Ranks 0 to 2, the constant encoder and two widths, each on two splits.
+    assert len(rows) == 2 * (3 + 1 + 2)
+    for row in rows:
+        parts = float(row["kl_local"]) + float(row["amortization_gap"])
+        assert float(row["kl_amortized"]) == pytest.approx(parts, abs=2e-5)
+        total = float(row["kl_amortized"]) * int(row["num_data"])
+        assert float(row["kl_amortized_sum"]) == pytest.approx(total, rel=1e-5, abs=1e-3)
+
+
+def test_sidecar_says_how_the_table_was_made(sweep):
+    sidecar = json.loads((sweep / "table.json").read_text())
+    assert sidecar["command"].startswith("python experiments/capacity_sweep.py --preset smoke")
+    assert set(sidecar["columns"]) <= set(rows_of(sweep)[0])
+    assert {"table.csv", "capacity_sweep.pdf", "capacity_sweep.png"} == set(sidecar["files"])
+    assert sidecar["seconds"] > 0 and "jax" in sidecar["versions"]
+
+
+def test_second_run_computes_nothing_and_changes_nothing(sweep):
+    before = {path.name: path.read_bytes() for path in sweep.iterdir() if path.suffix in (".csv", ".json", ".png")}
+    again = run("--preset", "smoke", "--out", str(sweep))
+    assert again.returncode == 0, again.stderr
+    assert "0 to compute" in again.stderr
+    after = {path.name: path.read_bytes() for path in sweep.iterdir() if path.suffix in (".csv", ".json", ".png")}
+    assert after == before
+
+
+def test_figure_shows_what_the_table_says(sweep, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import capacity_figure
+    from capacity_cells import SCHEMA
+
+    from amortgap.sweep import read_csv
+
+    rows = read_csv(sweep / "table.csv", SCHEMA).rows
+    figure = capacity_figure.capacity_figure(rows)
+    ladder = figure.axes[2]
+    exact = next(line for line in ladder.get_lines() if line.get_label() == "exact, train")
+    expected = sorted(
+        (row["capacity"], row["exact_amortization_gap"])
+        for row in rows
+        if row["model"] == "factor_analysis" and row["split"] == "train"
+    )
+    assert [tuple(point) for point in exact.get_xydata()] == pytest.approx(expected)
+    for axes in (figure.axes[0], ladder):
+        assert any(list(line.get_ydata()) == [0.0, 0.0] for line in axes.get_lines()), "no zero line"
+        assert "nats" in axes.get_ylabel()
+    plt.close(figure)
+
+
+def test_unknown_flags_and_values_are_refused_with_a_hint():
+    wrong = run("--presett", "smoke")
+    assert wrong.returncode == 2 and "preset" in wrong.stderr + wrong.stdout
+    unknown = run("--preset", "smok")
+    assert unknown.returncode == 2 and "smoke" in unknown.stderr
+
+
+def test_folder_that_cannot_be_written_is_refused_before_any_cell(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    refused = run("--preset", "smoke", "--out", str(blocker / "sweep"))
+    assert refused.returncode == 1
+    assert str(blocker) in refused.stderr
