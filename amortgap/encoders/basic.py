@@ -23,18 +23,17 @@ _OUTPUT_SCALE = 0.1
 class Encoder:
     """An encoder: standardise one datum, then apply a network.
 
-    Formula: `phi = network(scaling (x - centre))`; `centre` and `scaling` are constants, not trained.
+    Formula: `phi = network((x - centre) / spread)`; `centre` and `spread` are constants, not trained.
 
     Attributes:
       network: maps the standardised datum to phi; its weights are what amortized VI trains.
-      centre: [in_dim], zero unless the encoder was given data to standardise by.
-      scaling: factors [in_dim], or a whitening matrix [in_dim, in_dim]; ones unless it was given such data.
+      centre, spread: [in_dim], zeros and ones unless the encoder was given data to standardise by.
       in_dim: length of one datum.
     """
 
     network: Network
     centre: Float[Array, " in_dim"]
-    scaling: Float[Array, " in_dim"] | Float[Array, "in_dim in_dim"]
+    spread: Float[Array, " in_dim"]
     in_dim: int = field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
@@ -45,8 +44,8 @@ class Encoder:
         """
         _check_row(x, self.in_dim)
         # Constants of the data must not drift when the optimiser runs over all leaves.
-        centre, scaling = jax.lax.stop_gradient((self.centre, self.scaling))
-        return self.network(scaling @ (x - centre) if scaling.ndim == 2 else scaling * (x - centre))
+        centre, spread = jax.lax.stop_gradient((self.centre, self.spread))
+        return self.network((x - centre) / spread)
 
     @property
     def num_weights(self) -> int:
@@ -59,22 +58,17 @@ def _check_row(x: Any, in_dim: int) -> None:
         raise ValueError(f"the encoder reads one datum of shape ({in_dim},), got {jnp.shape(x)}")
 
 
-def _encoder(network: Network, in_dim: int, standardize: Any, *, whiten: bool = False) -> Encoder:
-    centre, scaling = jnp.zeros(in_dim), jnp.ones(in_dim)
+def _encoder(network: Network, in_dim: int, standardize: Any) -> Encoder:
+    centre, spread = jnp.zeros(in_dim), jnp.ones(in_dim)
     if standardize is not None:
         xs = as_data("standardize", standardize)
         if xs.ndim != 2 or xs.shape[1] != in_dim:
             raise ValueError(f"standardize must be data of shape [N, {in_dim}], got {xs.shape}")
         centre = jnp.mean(xs, axis=0)
-        # A direction that is (nearly) constant carries nothing; scaling it up would blow up its rounding error.
-        if whiten:
-            values, directions = jnp.linalg.eigh((xs - centre[None, :]).T @ (xs - centre[None, :]) / xs.shape[0])
-            deviation = jnp.sqrt(jnp.maximum(values, 0))
-            scaling = directions.T / jnp.where(deviation > 1e-3 * jnp.max(deviation), deviation, 1.0)[:, None]
-        else:
-            deviation = jnp.std(xs, axis=0)
-            scaling = 1 / jnp.where(deviation > 1e-3 * jnp.max(deviation), deviation, 1.0)
-    return Encoder(network, centre, scaling, in_dim)
+        deviation = jnp.std(xs, axis=0)
+        # A feature that is (nearly) constant carries nothing; dividing by its spread would blow up its rounding error.
+        spread = jnp.where(deviation > 1e-3 * jnp.max(deviation), deviation, 1.0)
+    return Encoder(network, centre, spread, in_dim)
 
 
 @checked_record
@@ -129,8 +123,8 @@ def linear(key: jax.Array, in_dim: int, family: Any, *, rank: int, standardize: 
       in_dim: length of one datum.
       family: variational family.
       rank: width of the bottleneck, from 1 to the latent dimension; rank 0 is `constant`.
-      standardize: data [N, in_dim] whose mean the encoder subtracts and whose covariance it whitens first (the set of
-        maps it can represent is the same, training is much faster); None for none.
+      standardize: data [N, in_dim] whose means and standard deviations the encoder subtracts and divides by first
+        (the set of maps it can represent is the same, training is much faster); None for none.
 
     Raises:
       ValueError: a rank outside [1, latent_dim], or bad data to standardise by.
@@ -139,7 +133,7 @@ def linear(key: jax.Array, in_dim: int, family: Any, *, rank: int, standardize: 
     check_count("in_dim", in_dim)
     check_count("rank", rank, maximum=family.latent_dim)
     network = dense(key, (in_dim, rank, family.size), activation="identity", output_scale=_OUTPUT_SCALE)
-    return _encoder(network, in_dim, standardize, whiten=True)
+    return _encoder(network, in_dim, standardize)
 
 
 def mlp(

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from amortgap.inference.curvature import Sweep, curvature_change, num_finite
 
-
 # Keeps a ratio of two vanishing variances finite.
 _TINY = 1e-30
 

@@ -14,7 +14,7 @@ positive-definite constraint in the Bayesian learning rule" (2020), equation 10,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +88,11 @@ def ascend(
         change = jnp.clip(_PRECISION_RATE * factor * surprise, -_PRECISION_RADIUS, _PRECISION_RADIUS)
         moved = (mean + scale * move, log_scale - 0.5 * jnp.log1p(change + 0.5 * change**2))
         if warmup_steps:
-            update, new_moments = adam.update((slope / scale, surprise), moments)
+            (towards_mean, towards_scale), new_moments = cast(
+                "tuple[tuple[Array, Array], Any]", adam.update((slope / scale, surprise), moments)
+            )
             rate = _WARMUP_RATE * factor
-            warming = (mean - rate * update[0], log_scale - rate * update[1])
+            warming = (mean - rate * towards_mean, log_scale - rate * towards_scale)
             moved, moments_now = _select(index < warmup_steps, (warming, new_moments), (moved, moments))
         else:
             moments_now = moments

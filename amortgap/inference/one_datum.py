@@ -1,4 +1,4 @@
-"""The algorithm of local VI for one datum: a first fit, and fits that take it up again where it missed the tolerance."""
+"""The algorithm of local VI for one datum: a first fit, and fits that take up again what missed the tolerance."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def first_fit(
 def fit_again(
     key: jax.Array, number: Any, x: Any, work: Work, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
 ) -> Work:
-    """Take up a fit that missed its tolerance: Newton steps for normal families, Adam for others, longer every round."""
+    """Take up a fit that missed its tolerance: Newton steps for normal families, else Adam; longer every round."""
     key_run, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
     # The count is traced: one compilation serves all rounds.
     method = "adam" if settings.method == "adam" else "newton"
@@ -326,7 +326,7 @@ def _judge(
     family: Any,
     pairs_at_once: int,
 ) -> _Judged:
-    """Keep the best stage of a run of a normal family on common draws; estimate its ELBO and what it misses on others."""
+    """Keep the best stage of a run of a normal family on common draws; judge it and what it misses on others."""
     phis = jnp.stack([start, *[_pack(family, *run) for run in runs]])
 
     def values(phi: Array) -> Array:

@@ -109,6 +109,6 @@ def test_nothing_imports_the_experiments_and_only_networks_knows_flax():
 
 def test_the_reader_of_imports_sees_imports():
     assert internal("amortgap.objectives") == {"amortgap._checks"}
-    assert "amortgap.objectives" in internal("amortgap.inference.local")
+    assert "amortgap.objectives" in internal("amortgap.inference.amortized")
     assert "amortgap.sweep.cells" in internal("amortgap.sweep")
     assert "sklearn.datasets.load_digits" in imports("amortgap.data")

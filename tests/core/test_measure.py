@@ -26,7 +26,7 @@ SHIFTED = OPTIMUM + jnp.array([[0.3, -0.2, 0.1, 0.1]])
 def local_fit(phi):
     zeros = jnp.zeros(len(phi))
     return ag.LocalFit(
-        phi=phi, elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros + 0.125,
+        phi=phi, elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros + 0.125, suboptimality_standard_error=zeros,
         num_steps=jnp.zeros(len(phi), int), converged=jnp.arange(len(phi)) != 4,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import jax, jax.numpy as jnp
 
 @jax.jit
 def work(x):
-    return jax.lax.fori_loop(0, 200, lambda _, a: jnp.linalg.cholesky(a @ a.mT + jnp.eye(8)), x)
+    return jax.lax.fori_loop(0, 200, lambda _, a: jnp.linalg.cholesky(a @ a.mT + jnp.eye(8)[None]), x)
 
 start = jax.random.normal(jax.random.key(0), (512, 8, 8))
 jax.block_until_ready(work(start))
