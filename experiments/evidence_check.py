@@ -10,7 +10,8 @@ simulated data; each bound may miss by c nats with probability at most exp(-c), 
 lie between bounds widened by log 40 nats, and the width must fall as one over the number of temperatures. *Coverage*:
 nominal 95 % intervals of the three gaps must contain the truth in 93 to 97 % of 500 replicated data sets.
 
-Writes OUT/table.csv, OUT/table.json and OUT/evidence_check.{pdf,png}; the exit status is 1 if any row misses its bound.
+Writes OUT/table.csv, OUT/table.json and OUT/evidence_check.{pdf,png}; the exit status is 1 if any row of the
+default preset misses its bound.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Args:
     study: Study = dataclasses.field(default_factory=Study)
     parts: tuple[str, ...] = ("methods", "draws", "sandwich", "coverage")
     """Parts to measure."""
+    enforce: bool = True
+    """Exit with status 1 if a requirement is missed; the smoke preset is too small to meet them."""
     out: Path = Path("results/evidence_check")
     """Folder of the results."""
 
@@ -63,6 +66,7 @@ class Args:
 PRESETS = {
     "default": Args(),
     "smoke": Args(
+        enforce=False,
         study=Study(
             num_data=10,
             num_samples=50,
@@ -172,7 +176,7 @@ def main() -> int:
     for row in missed:
         print(f"missed: {row}")
     print(f"{checked - len(missed)} of {checked} requirements met; table: {table}")
-    return 1 if missed else 0
+    return 1 if missed and args.enforce else 0
 
 
 if __name__ == "__main__":

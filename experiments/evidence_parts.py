@@ -288,7 +288,7 @@ def coverage(study: Study, level: float = 0.95) -> Iterator[dict]:
     for name, model, family, encoder, truth, population in (_factor_analysis_case(study), _poisson_gamma_case()):
         key_data, key_fit, key_gaps = jax.random.split(jax.random.key(study.seed + 5), 3)
         xs = simulate(key_data, model=model, num_data=total).xs
-        local = ag.fit_local(key_fit, xs, model=model, family=family, encoder=encoder, chunk_size=2500)
+        local = ag.fit_local(key_fit, xs, model=model, family=family, init=jax.vmap(encoder)(xs), chunk_size=2500)
         gaps = ag.inference_gaps(
             key_gaps, xs, model=model, family=family, encoder=encoder, local=local, num_samples=100
         )
