@@ -22,7 +22,7 @@ def test_sandwich_holds_in_expectation_and_its_weights_are_unbiased(factor_analy
         simulated.xs,
         model=factor_analysis,
         latents=simulated.latents,
-        num_temperatures=20,
+        num_temperatures=8,
         num_chains=4,
         num_leapfrog=3,
     )
