@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from amortgap._checks import num_rows
@@ -29,3 +31,25 @@ def map_data(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int)
     if chunks == 1:
         return chunk(rows[0])
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], jax.lax.map(chunk, rows))
+
+
+def map_sharded(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int, devices: tuple[Any, ...]) -> Any:
+    """Return what `map_data` returns, every device mapping over an equal share of the data.
+
+    Datum i is given its index in the whole, so results do not depend on the number of devices. The last share is
+    filled up with the first data again.
+    """
+    n = num_rows(xs)
+    if len(devices) < 2:
+        return map_data(function, xs, chunk_size=chunk_size)
+    size = -(-n // len(devices))
+    rows = jnp.arange(size * len(devices)) % n
+    mesh = Mesh(np.asarray(devices), ("data",))
+
+    def share(index: Array, part: Any) -> Any:
+        return map_data(lambda _, row: function(*row), (index, part), chunk_size=chunk_size)
+
+    spec = PartitionSpec("data")
+    split = jax.shard_map(share, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
+    found = split(rows, jax.tree.map(lambda leaf: leaf[rows], xs))
+    return jax.tree.map(lambda leaf: leaf[:n], found)

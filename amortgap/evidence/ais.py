@@ -15,8 +15,9 @@ from amortgap.evidence.records import Evidence, log_mean
 from amortgap.evidence.temperatures import SCHEDULES, check_temperatures, constant_ess_temperatures, named_temperatures
 
 TARGET_ACCEPTANCE = 0.65
-# Adaptation: first step size, gain of the log step size a transition, transitions before the first temperature.
-_FIRST_STEP, _GAIN, _WARMUP = 0.5, 0.2, 30
+# Adaptation: first step size, gain of the log step size a transition, transitions before the first temperature, and
+# the least number of transitions along the path.
+_FIRST_STEP, _GAIN, _WARMUP, _ADAPTATION = 0.5, 0.2, 30, 200
 
 
 class Plan(NamedTuple):
@@ -69,6 +70,11 @@ def make_settings(
     return Settings(num_chains, num_leapfrog, num_pilots, adaptive, step_size), betas
 
 
+def pilot_repeats(num_temperatures: int) -> int:
+    """Return the transitions that a pilot chain makes at every temperature."""
+    return max(1, -(-_ADAPTATION // num_temperatures))
+
+
 def plan(key: jax.Array, path: Path, betas: Float[Array, " T"], settings: Settings) -> Plan:
     """Return temperatures and step sizes, from a pilot run of its own chains where they are adapted.
 
@@ -87,16 +93,20 @@ def plan(key: jax.Array, path: Path, betas: Float[Array, " T"], settings: Settin
         def move(carry: tuple[Chain, Array], step: tuple[jax.Array, Array]) -> tuple[tuple[Chain, Array], tuple]:
             chain, log_step = carry
             move_key, beta = step
-            used = jnp.exp(log_step)
-            chain, accepted = transition(move_key, path, chain, beta, used, settings.num_leapfrog)
-            return (chain, log_step + _GAIN * (accepted - TARGET_ACCEPTANCE)), (used, chain.ratio)
+            chain, accepted = transition(move_key, path, chain, beta, jnp.exp(log_step), settings.num_leapfrog)
+            log_step = log_step + _GAIN * (accepted - TARGET_ACCEPTANCE)
+            return (chain, log_step), (log_step, chain.ratio)
 
         start = place(path, path.sample(key_start))
         log_step = jnp.log(jnp.full((), _FIRST_STEP, betas.dtype))
         warmup = jax.random.split(key_warmup, _WARMUP), jnp.full(_WARMUP, betas[1])
         carry, _ = jax.lax.scan(move, (start, log_step), warmup)
-        _, (used, ratios) = jax.lax.scan(move, carry, (jax.random.split(key_run, betas.size - 1), betas[1:]))
-        return used, jnp.concatenate([start.ratio[None], ratios])
+        # Few temperatures lie far apart, and one transition at each would leave the step size behind.
+        repeats = pilot_repeats(betas.size)
+        levels = jax.random.split(key_run, repeats * (betas.size - 1)), jnp.repeat(betas[1:], repeats)
+        _, (log_steps, ratios) = jax.lax.scan(move, carry, levels)
+        last = slice(repeats - 1, None, repeats)
+        return jnp.exp(log_steps[last]), jnp.concatenate([start.ratio[None], ratios[last]])
 
     steps, ratios = jax.vmap(pilot, out_axes=1)(jax.random.split(key, settings.num_pilots))
     if not settings.adaptive:

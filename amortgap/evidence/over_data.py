@@ -1,8 +1,9 @@
-"""Evidence of a whole data set: the one-datum estimates mapped over data in bounded memory, with a word on failures."""
+"""Evidence of a whole data set: the one-datum estimates on all devices, in bounded memory, failures named."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_choice, check_count, check_data, check_key, check_sizes, is_concrete, num_rows
-from amortgap._chunks import map_data
+from amortgap._chunks import map_sharded
 from amortgap.evidence.bidirectional import bidirectional
 from amortgap.evidence.methods import METHODS, log_evidence
 from amortgap.evidence.optimum import optimum_excess
@@ -36,6 +37,7 @@ def evidence_of_data(
     family: Any = None,
     phis: Float[Array, "N size"] | None = None,
     num_samples: int = 5000,
+    devices: Sequence[Any] | None = None,
     **settings: Any,
 ) -> Evidence:
     """Return log p(x) of every datum.
@@ -49,6 +51,7 @@ def evidence_of_data(
       method: one of `amortgap.evidence.METHODS`, or "auto" for the first of "exact" and "importance" that applies.
       family, phis: approximate posterior of every datum, [N, size]: local optima or an encoder's outputs.
       num_samples: draws per datum of importance sampling; other methods do not use it.
+      devices: devices to split the data over; None for all local ones.
       settings: keyword arguments of the method, as in `log_evidence`.
 
     Returns:
@@ -70,7 +73,7 @@ def evidence_of_data(
     if method == "exact":
         family = phis = None
     _check_phis(phis, family, xs)
-    evidence = _evidence(key, phis, xs, model, family, method, _hashable(settings))
+    evidence = _evidence(key, phis, xs, model, family, method, _hashable(settings), _devices(devices))
     warn_unreliable(evidence)
     return evidence
 
@@ -83,6 +86,7 @@ def evidence_bounds(
     latents: Float[Array, "N d"] | None = None,
     family: Any = None,
     phis: Float[Array, "N size"] | None = None,
+    devices: Sequence[Any] | None = None,
     **settings: Any,
 ) -> Sandwich:
     """Return bounds on log p(x) of every datum from both sides by bidirectional Monte Carlo.
@@ -94,7 +98,7 @@ def evidence_bounds(
       key: typed key; datum i uses `fold_in(key, i)`.
       xs: data.
       latents: latents of simulated data, [N, d]; None for real data, where the upper bound is heuristic.
-      model, family, phis: as in `evidence_of_data`.
+      model, family, phis, devices: as in `evidence_of_data`.
       settings: keyword arguments of `bidirectional`.
 
     Returns:
@@ -108,11 +112,18 @@ def evidence_bounds(
     _check_phis(phis, family, xs)
     if latents is not None and jnp.shape(latents) != (num_rows(xs), model.latent_dim):
         raise ValueError(f"latents must have shape {(num_rows(xs), model.latent_dim)}, got {jnp.shape(latents)}")
-    return _sandwich(key, latents, phis, xs, model, family, _hashable(settings))
+    return _sandwich(key, latents, phis, xs, model, family, _hashable(settings), _devices(devices))
 
 
 def optimum_excess_of_data(
-    key: jax.Array, phis: Float[Array, "N size"], xs: Any, *, model: Any, family: Any, **settings: Any
+    key: jax.Array,
+    phis: Float[Array, "N size"],
+    xs: Any,
+    *,
+    model: Any,
+    family: Any,
+    devices: Sequence[Any] | None = None,
+    **settings: Any,
 ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
     """Return `optimum_excess` of every datum and its standard error; datum i uses `fold_in(key, i)`.
 
@@ -123,7 +134,7 @@ def optimum_excess_of_data(
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     _check_phis(phis, family, xs)
-    return _excess(key, phis, xs, model, family, _hashable(settings))
+    return _excess(key, phis, xs, model, family, _hashable(settings), _devices(devices))
 
 
 def warn_unreliable(evidence: Evidence) -> None:
@@ -143,6 +154,13 @@ def warn_unreliable(evidence: Evidence) -> None:
             rows = np.flatnonzero(bad)
             shown = ", ".join(map(str, rows[:10])) + (", ..." if rows.size > 10 else "")
             warnings.warn(f"{what}: {rows.size} of {value.size} data, [{shown}]", UnreliableEvidence, stacklevel=3)
+
+
+def _devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    if not chosen:
+        raise ValueError("devices must hold at least one device, got none")
+    return chosen
 
 
 def _check_phis(phis: Any, family: Any, xs: Any) -> None:
@@ -165,8 +183,10 @@ def _chunk(rows_of_one: int) -> int:
     return max(1, _ROWS // max(rows_of_one, 1))
 
 
-@partial(jax.jit, static_argnames=("method", "settings"))
-def _evidence(key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, method: str, settings: tuple) -> Evidence:
+@partial(jax.jit, static_argnames=("method", "settings", "devices"))
+def _evidence(
+    key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, method: str, settings: tuple, devices: tuple
+) -> Evidence:
     options = dict(settings)
     # Evaluations of one datum that are in memory together.
     rows = {
@@ -182,11 +202,13 @@ def _evidence(key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, metho
             jax.random.fold_in(key, index), x, model=model, method=method, family=family, phi=phi, **options
         )
 
-    return map_data(one, (phis, xs), chunk_size=_chunk(rows))
+    return map_sharded(one, (phis, xs), chunk_size=_chunk(rows), devices=devices)
 
 
-@partial(jax.jit, static_argnames=("settings",))
-def _sandwich(key: jax.Array, latents: Any, phis: Any, xs: Any, model: Any, family: Any, settings: tuple) -> Sandwich:
+@partial(jax.jit, static_argnames=("settings", "devices"))
+def _sandwich(
+    key: jax.Array, latents: Any, phis: Any, xs: Any, model: Any, family: Any, settings: tuple, devices: tuple
+) -> Sandwich:
     options = dict(settings)
 
     def one(index: Array, row: Any) -> Sandwich:
@@ -195,11 +217,13 @@ def _sandwich(key: jax.Array, latents: Any, phis: Any, xs: Any, model: Any, fami
             jax.random.fold_in(key, index), x, model=model, latent=latent, family=family, phi=phi, **options
         )
 
-    return map_data(one, (latents, phis, xs), chunk_size=_chunk(options.get("num_chains", 16)))
+    return map_sharded(one, (latents, phis, xs), chunk_size=_chunk(options.get("num_chains", 16)), devices=devices)
 
 
-@partial(jax.jit, static_argnames=("settings",))
-def _excess(key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, settings: tuple) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnames=("settings", "devices"))
+def _excess(
+    key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, settings: tuple, devices: tuple
+) -> tuple[Array, Array]:
     options = dict(settings)
     check_count("num_samples", options.get("num_samples", 512))
 
@@ -208,4 +232,4 @@ def _excess(key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, setting
         return optimum_excess(jax.random.fold_in(key, index), phi, x, model=model, family=family, **options)
 
     # The objective of one datum runs over all its noise at once.
-    return map_data(one, (phis, xs), chunk_size=_chunk(options.get("num_samples", 512)))
+    return map_sharded(one, (phis, xs), chunk_size=_chunk(options.get("num_samples", 512)), devices=devices)

@@ -10,7 +10,7 @@ import pytest
 
 import amortgap as ag
 from amortgap.evidence import ais, bidirectional, linear_temperatures, sigmoid_temperatures
-from amortgap.evidence.ais import make_settings, plan
+from amortgap.evidence.ais import make_settings, pilot_repeats, plan
 from amortgap.evidence.hmc import make_path, place, transition
 
 
@@ -22,7 +22,7 @@ def test_sandwich_holds_in_expectation_and_its_weights_are_unbiased(factor_analy
         simulated.xs,
         model=factor_analysis,
         latents=simulated.latents,
-        num_temperatures=20,
+        num_temperatures=8,
         num_chains=4,
         num_leapfrog=3,
     )
@@ -33,7 +33,7 @@ def test_sandwich_holds_in_expectation_and_its_weights_are_unbiased(factor_analy
         assert difference.mean() < -3 * error  # a strict bound at so few temperatures
         ratio = np.exp(difference)
         assert abs(ratio.mean() - 1) < 4 * ratio.std(ddof=1) / ratio.size**0.5
-    assert 0.4 < float(jnp.mean(found.acceptance)) < 0.9
+    assert 0.5 < float(jnp.mean(found.acceptance)) < 0.8
 
 
 def test_reverse_chains_on_real_data_are_labelled_heuristic(factor_analysis, simulated, optima, key):
@@ -110,8 +110,8 @@ def test_a_temperature_costs_as_many_gradients_as_leapfrog_steps(key, step_size)
     jax.block_until_ready(found.log_evidence)
     jax.effects_barrier()
     main = chains * (1 + leapfrog * (temperatures - 2))
-    # The pilot run warms up for thirty transitions and goes on to the last temperature.
-    pilot = 0 if step_size else pilots * (1 + leapfrog * (30 + temperatures - 1))
+    # The pilot run warms up for thirty transitions and makes some at every temperature up to the last.
+    pilot = 0 if step_size else pilots * (1 + leapfrog * (30 + pilot_repeats(temperatures) * (temperatures - 1)))
     assert len(calls) == main + pilot
 
 

@@ -1,6 +1,9 @@
 """Importance sampling against exact values, its bias and its errors, and what it says of bad proposals."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -175,3 +178,23 @@ def test_records_are_dataclasses_of_arrays(factor_analysis, key):
     exact = ag.log_evidence(key, jnp.zeros(3), model=factor_analysis)
     assert {field.name for field in dataclasses.fields(exact)} >= {"log_evidence", "standard_error", "pareto_k"}
     assert exact.standard_error == 0 and exact.bias == "none"
+
+
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+import amortgap as ag
+model = ag.models.PoissonGamma(shape=jnp.array(1.5), rate=jnp.array(0.7))
+xs, phis = jnp.arange(5.0)[:, None], jnp.zeros((5, 2))
+def run(devices):
+    return ag.evidence_of_data(
+        jax.random.key(0), xs, model=model, method="importance", family=ag.families.MeanFieldNormal(1), phis=phis,
+        num_samples=20, devices=devices,
+    ).log_evidence
+assert len(jax.devices()) == 2
+np.testing.assert_allclose(run(jax.devices()[:1]), run(None), rtol=1e-6)
+"""
+
+
+def test_two_devices_give_what_one_gives():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    subprocess.run([sys.executable, "-c", DEVICES], check=True, env=os.environ | {"XLA_FLAGS": flags})

@@ -1,0 +1,183 @@
+"""Every estimate of log p(x) against the exact value, and intervals of gaps against their nominal coverage.
+
+    python experiments/evidence_check.py                    # preset default: about half an hour on two cores
+    python experiments/evidence_check.py --preset smoke     # a few minutes, mostly compilation
+
+Four parts share one table. *Methods*: factor analysis (d = 2, 10, 50), Poisson-Gamma, a mixture prior (two posterior
+modes) and a nonlinear decoder; the bias must have the stated direction and the mean weight ratio must be one within
+chance. *Draws*: the importance-weighted bound may not fall with K. *Sandwich*: bidirectional Monte Carlo on 200
+simulated data; each bound may miss by c nats with probability at most exp(-c), so that at least 95 % of the replicates
+lie between bounds widened by log 40 nats, and the width must fall as one over the number of temperatures. *Coverage*:
+nominal 95 % intervals of the three gaps must contain the truth in 93 to 97 % of 500 replicated data sets.
+
+Writes OUT/table.csv, OUT/table.json and OUT/evidence_check.{pdf,png}; the exit status is 1 if any row of the
+default preset misses its bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+from amortgap.runtime import prepare_compiler
+
+prepare_compiler()
+
+import matplotlib.pyplot as plt
+from evidence_parts import Study, bound_against_draws, coverage, make_case, methods, models, sandwich_ladder
+
+from amortgap.figures import save, style, zero_line
+from amortgap.sweep.config import parse_args
+from amortgap.sweep.files import write_atomic
+from amortgap.sweep.sidecar import write_sidecar
+from amortgap.sweep.table import Column, Schema, Table, csv_text
+
+SCHEMA = Schema(
+    version=1,
+    columns=(
+        Column("part", str, "methods, draws, sandwich or coverage", key=True),
+        Column("model", str, "the model", key=True),
+        Column("method", str, "how log p(x) or the interval was obtained", key=True),
+        Column("quantity", str, "what the value is, with its unit; shares and coverages have none", key=True),
+        Column("value", float, "the value; empty if not finite"),
+        Column("standard_error", float, "of the value, over data or replicates"),
+        Column("low", float, "least value that meets the requirement, empty for none"),
+        Column("high", float, "largest value that meets the requirement, empty for none"),
+        Column("met", bool, "whether it is met, empty without a requirement"),
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the check."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    parts: tuple[str, ...] = ("methods", "draws", "sandwich", "coverage")
+    """Parts to measure."""
+    enforce: bool = True
+    """Exit with status 1 if a requirement is missed; the smoke preset is too small to meet them."""
+    out: Path = Path("results/evidence_check")
+    """Folder of the results."""
+
+
+PRESETS = {
+    "default": Args(),
+    "smoke": Args(
+        enforce=False,
+        study=Study(
+            num_data=10,
+            num_samples=50,
+            num_chains=4,
+            num_leapfrog=2,
+            temperature_factor=0.1,
+            dims=(2,),
+            replicates=20,
+            ladder=(5, 10),
+            draws=(1, 10),
+            data_sets=10,
+            data_per_set=10,
+        ),
+    ),
+}
+
+
+def measure(args: Args) -> list[dict]:
+    """Return the rows of all parts, saying on standard error what is being measured."""
+    rows = []
+
+    def say(what: str) -> None:
+        print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
+
+    if {"methods", "draws"} & set(args.parts):
+        for name, model, temperatures in models(args.study):
+            say(name)
+            case = make_case(args.study, name, model, temperatures)
+            if "methods" in args.parts:
+                rows += methods(args.study, case)
+            if "draws" in args.parts:
+                rows += bound_against_draws(args.study, case)
+    for part, function in (("sandwich", sandwich_ladder), ("coverage", coverage)):
+        if part in args.parts:
+            say(part)
+            rows += function(args.study)
+    return rows
+
+
+def draw(rows: list[dict], folder: Path) -> list[Path]:
+    """Draw bias by method, width against temperatures, and coverage; return the files."""
+
+    def select(part: str, quantity: str) -> list[dict]:
+        return [row for row in rows if row["part"] == part and row["quantity"] == quantity]
+
+    with style():
+        figure, (bias, width, cover) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+        found = select("methods", "mean minus exact, nats")
+        names = list(dict.fromkeys(row["method"] for row in found))
+        for number, name in enumerate(dict.fromkeys(row["model"] for row in found)):
+            points = [row for row in found if row["model"] == name]
+            places = [names.index(row["method"]) + 0.1 * (number - 2.5) for row in points]
+            errors = [2 * (row["standard_error"] or 0) for row in points]
+            bias.errorbar(places, [row["value"] for row in points], errors, fmt="o", markersize=3, label=name)
+        zero_line(bias)
+        bias.set_yscale("symlog", linthresh=0.01)
+        bias.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=6)
+        bias.set_ylabel("mean minus exact (nats)")
+        if found:
+            bias.legend(fontsize=5)
+        steps = select("sandwich", "mean width, nats")
+        counts = [int(row["method"].split()[0]) for row in steps]
+        if steps:
+            values = [row["value"] for row in steps]
+            width.errorbar(counts, values, [2 * row["standard_error"] for row in steps], fmt="o-", markersize=3)
+            width.plot(
+                counts, [values[-1] * counts[-1] / count for count in counts], "--", label="one over temperatures"
+            )
+            width.set(xscale="log", yscale="log", xlabel="temperatures", ylabel="upper minus lower bound (nats)")
+            width.legend(fontsize=6)
+        shares = [row for row in rows if row["part"] == "coverage" and row["low"] is not None]
+        labels = [f"{row['quantity']}, {row['model'].split(',')[0]}, {row['method'].split()[-1]}" for row in shares]
+        cover.axvspan(0.93, 0.97, color="#DDDDDD")
+        cover.errorbar(
+            [row["value"] for row in shares],
+            range(len(shares)),
+            xerr=[row["standard_error"] for row in shares],
+            fmt="o",
+            markersize=3,
+        )
+        cover.set_yticks(range(len(shares)), labels, fontsize=5)
+        cover.set_xlabel("coverage of nominal 95 % intervals")
+        return save(figure, folder, "evidence_check")
+
+
+def main() -> int:
+    """Measure, write table, figure and sidecar, and return the exit status."""
+    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    began = time.perf_counter()
+    rows = measure(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    table = args.out / "table.csv"
+    write_atomic(table, csv_text(Table(SCHEMA.columns, rows)).encode())
+    files = [table, *draw(rows, args.out)]
+    missed = [row for row in rows if row["met"] is False]
+    checked = sum(row["met"] is not None for row in rows)
+    seconds = round(time.perf_counter() - began, 1)
+    write_sidecar(
+        args.out / "table.json",
+        config=args,
+        files=files,
+        schema=SCHEMA,
+        seconds=seconds,
+        checked=checked,
+        missed=len(missed),
+    )
+    for row in missed:
+        print(f"missed: {row}")
+    print(f"{checked - len(missed)} of {checked} requirements met; table: {table}")
+    return 1 if missed and args.enforce else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
