@@ -91,7 +91,7 @@ SHIFTS = jnp.linspace(0.5, 3, 11)[:, None]
 def test_nan_for_some_latents_spoils_neither_the_datum_nor_its_chunk(key):
     def holed(z, x):
         # Datum 4 has no likelihood far to the left, where a few warm-up draws fall but the posterior does not.
-        return jnp.where((x[0] == SHIFTS[4, 0]) & (z[0] < -0.9), jnp.nan, curved(z, x))
+        return jnp.where((x[0] == SHIFTS[4, 0]) & (z[0] < -2.2), jnp.nan, curved(z, x))
 
     want = ag.fit_local(key, SHIFTS, model=SMALL, family=PAIR, num_samples=64)
     fit = ag.fit_local(key, SHIFTS, model=ag.models.from_log_joint(holed, 2), family=PAIR, num_samples=64)
@@ -140,7 +140,7 @@ DEVICES = """
 @pytest.mark.slow
 def test_eight_devices_and_other_chunks_change_nothing_but_rounding(key, tmp_path, monkeypatch):
     # 11 data on 8 devices: neither the whole nor the reruns divide evenly.
-    settings = {"num_steps": 12, "warmup_steps": 20, "num_samples": 32, "tolerance": 1e-3, "max_reruns": 2}
+    settings = {"num_steps": 12, "warmup_steps": 20, "num_samples": 32, "tolerance": 1e-2, "max_reruns": 2}
     want = ag.fit_local(key, SHIFTS, model=SMALL, family=PAIR, **settings)
     assert 0 < np.sum(want.num_steps > 32) < 11
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -208,7 +208,7 @@ def test_a_million_data_take_the_memory_of_their_results():
     [
         ({"max_reruns": -1}, "max_reruns must be a whole number, at least 0"),
         ({"devices": []}, "devices must hold at least one device"),
-        ({"tolerance": 0}, "tolerance must be a positive number"),
+        ({"tolerance": 0.0}, "tolerance must be a positive number"),
         ({"method": "newton", "family": ag.families.LowRankNormal(2, 1)}, "'newton' needs a mean field or full rank"),
     ],
 )
