@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from amortgap.gaps import Gaps
     from amortgap.inference import AmortizedFit, LocalFit, amortized_vi, fit_local, local_vi, train_vae
     from amortgap.measure import evaluate_bounds, inference_gaps
-    from amortgap.objectives import elbo, iw_bound
+    from amortgap.objectives import cubature_elbo, elbo, iw_bound
 
 _HOMES = {
+    "cubature_elbo": "objectives",
     "elbo": "objectives",
     "iw_bound": "objectives",
     "local_vi": "inference",
@@ -62,6 +63,7 @@ __all__ = [
     "LocalFit",
     "aggregate_posterior",
     "amortized_vi",
+    "cubature_elbo",
     "data",
     "diagnostics",
     "elbo",

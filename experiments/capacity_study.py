@@ -83,8 +83,8 @@ class Study:
     """Training steps of the VAE whose decoder is frozen."""
     encoder_steps: int = 2500
     """Training steps of each encoder."""
-    ladder_steps: int = 1000
-    """Training steps (full batches) of each linear encoder of the ladder."""
+    ladder_steps: int = 240
+    """Training steps (L-BFGS, all data at once) of each linear encoder of the ladder."""
     batch_size: int = 100
     """Images per training step of the deep model."""
     learning_rate: float = 0.04

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from amortgap._checks import (
     check_choice,
@@ -25,44 +25,10 @@ from amortgap._checks import (
 )
 from amortgap._chunks import map_data
 from amortgap._progress import progress_bar
+from amortgap.inference.amortized_fit import AmortizedFit, Trace
+from amortgap.inference.full_batch import FullBatch, train_full_batch
 from amortgap.inference.schedules import warmup_cosine
 from amortgap.objectives import ESTIMATORS, elbo
-
-
-class Trace(NamedTuple):
-    """What training looked like, one entry per evaluation.
-
-    Attributes:
-      step: optimiser steps done.
-      batch_elbo: mean ELBO of the minibatches since the last entry, nats per datum.
-      elbo: ELBO on the evaluation data with fixed fresh noise, nats per datum.
-    """
-
-    step: Int[Array, " evaluations"]
-    batch_elbo: Float[Array, " evaluations"]
-    elbo: Float[Array, " evaluations"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class AmortizedFit:
-    """A trained encoder and how it got there.
-
-    Attributes:
-      encoder: the best encoder by `trace.elbo`; call it on one datum.
-      model: the model it was trained against (trained as well in `train_vae`).
-      trace: Trace.
-      change: gain of the evaluation ELBO over the second half of training, nats per datum, on shared noise.
-      change_standard_error: standard error over data of that paired difference.
-      finite: False if training met a value that is not finite; the encoder is then the best one before it.
-    """
-
-    encoder: Any
-    model: Any
-    trace: Trace
-    change: Float[Array, "*seeds"]
-    change_standard_error: Float[Array, "*seeds"]
-    finite: Bool[Array, "*seeds"]
 
 
 @dataclass(frozen=True)
@@ -101,17 +67,21 @@ def amortized_vi(
     learning_rate: float | Array = 3e-3,
     eval_samples: int = 8,
     num_evaluations: int = 20,
-    estimator: str = "sticking_the_landing",
+    estimator: str | None = None,
     antithetic: bool = False,
+    optimizer: str = "adam",
     progress: bool = False,
 ) -> AmortizedFit:
     """Train an encoder on the sum of the one-datum ELBOs, the model held fixed.
 
-    Formula: `max_w (1/N) sum_i ELBO(encoder_w(x_i); x_i)`, by Adam on minibatches drawn without replacement.
+    Formula: `max_w (1/N) sum_i ELBO(encoder_w(x_i); x_i)`, by Adam on minibatches drawn without replacement, or by
+    L-BFGS on all data at once.
 
-    Training runs in two cycles of equal length, each with a rate that falls to zero by a cosine. Both ends are at
+    Adam runs in two cycles of equal length, each with a rate that falls to zero by a cosine. Both ends are at
     rest, so the gain from the first to the second measures how far training is from its optimum (`change`); a single
-    cosine would confuse that with the noise of its own high rates.
+    cosine would confuse that with the noise of its own high rates. L-BFGS needs no rate and a hundred times fewer steps
+    on small encoders, but keeps the same draws throughout (a sample average approximation, which fits the noise unless
+    draws are many); with the cubature rule and a log joint that is quadratic in z it maximises the exact ELBO.
 
     Args:
       key: typed key.
@@ -120,13 +90,16 @@ def amortized_vi(
       encoder: callable pytree from one datum to phi; its weights are the start.
       validation: data that choose the best encoder; None for the training data themselves (with fresh noise), which
         is what the amortization gap on those data is about.
-      num_steps: optimiser steps of both cycles together.
-      batch_size: data per step, at most N.
+      num_steps: optimiser steps in all.
+      batch_size: data per step of Adam, at most N.
       num_samples: draws per datum and step.
       learning_rate: Adam's rate at the start of the first cycle; the second starts at a third of it.
       eval_samples: draws per datum and evaluation.
       num_evaluations: number of evaluations, at least two.
-      estimator, antithetic: of the gradient, as in `elbo`.
+      estimator, antithetic: of the gradient, as in `elbo`; None for "sticking_the_landing" with Adam and "total" with
+        L-BFGS, which also takes "cubature" (`cubature_elbo`, no draws at all) and cannot use sticking the landing,
+        whose gradient is not that of its value.
+      optimizer: "adam" or "lbfgs".
       progress: show a progress bar on standard error if that is a terminal.
 
     Returns:
@@ -152,6 +125,7 @@ def amortized_vi(
         num_evaluations=num_evaluations,
         estimator=estimator,
         antithetic=antithetic,
+        optimizer=optimizer,
         progress=progress,
         train_model=False,
     )
@@ -199,6 +173,7 @@ def train_vae(
         num_evaluations=num_evaluations,
         estimator=estimator,
         antithetic=antithetic,
+        optimizer="adam",
         progress=progress,
         train_model=True,
     )
@@ -218,8 +193,9 @@ def _train(
     learning_rate: float | Array,
     eval_samples: int,
     num_evaluations: int,
-    estimator: str,
+    estimator: str | None,
     antithetic: bool,
+    optimizer: str,
     progress: bool,
     train_model: bool,
 ) -> AmortizedFit:
@@ -232,7 +208,10 @@ def _train(
     check_count("batch_size", batch_size)
     check_count("num_samples", num_samples)
     check_count("eval_samples", eval_samples)
-    check_choice("estimator", estimator, ESTIMATORS)
+    check_choice("optimizer", optimizer, ("adam", "lbfgs"))
+    if estimator is None:
+        estimator = "sticking_the_landing" if optimizer == "adam" else "total"
+    check_choice("estimator", estimator, ESTIMATORS if optimizer == "adam" else (*ESTIMATORS[1:], "cubature"))
     if is_concrete(learning_rate):
         check_positive("learning_rate", float(learning_rate))
     if validation is None:
@@ -240,12 +219,17 @@ def _train(
     else:
         validation = check_data("validation", validation, model)
     rounds_per_cycle = -(-num_evaluations // 2)
+    steps_per_round = -(-num_steps // (2 * rounds_per_cycle))
+    eval_samples += eval_samples % 2
+    if optimizer == "lbfgs":
+        whole = FullBatch(steps_per_round, 2 * rounds_per_cycle, num_samples, eval_samples, estimator, antithetic)
+        return train_full_batch(key, xs, validation, model, family, encoder, whole, progress)
     settings = _Settings(
-        steps_per_round=-(-num_steps // (2 * rounds_per_cycle)),
+        steps_per_round=steps_per_round,
         rounds_per_cycle=rounds_per_cycle,
         batch_size=min(batch_size, num_rows(xs)),
         num_samples=num_samples,
-        eval_samples=eval_samples + eval_samples % 2,
+        eval_samples=eval_samples,
         estimator=estimator,
         antithetic=antithetic,
         train_model=train_model,
