@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from amortgap._checks import num_rows
 
 Tree = TypeVar("Tree")
 
@@ -28,9 +31,41 @@ class Layout:
         """Place arrays with a leading data axis in equal shares."""
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec("data")))
 
+    def padded(self, tree: Tree) -> Tree:
+        """Place arrays in equal shares of their rows, filled up with the first rows again where they do not divide."""
+        count = len(self.devices)
+        return self.split(jax.tree.map(lambda leaf: leaf[np.arange(-(-len(leaf) // count) * count) % len(leaf)], tree))
+
     def everywhere(self, tree: Tree) -> Tree:
         """Place a copy on every device."""
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def fetch(self, tree: Tree) -> Tree:
+        """Return arrays of the devices, of other hosts too, as arrays of jax on no particular device."""
+        whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self._mesh, PartitionSpec()))(tree)
+        return jax.tree.map(jnp.asarray, jax.device_get(whole))
+
+
+def chosen_devices(devices: Sequence[Any] | None, *, here: bool) -> tuple[Any, ...]:
+    """Return the devices asked for; by default all local ones, or none in particular if `here`."""
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    if not chosen:
+        raise ValueError("devices must hold at least one device, got none")
+    return () if devices is None and here else chosen
+
+
+def mean_over_rows(function: Callable[..., Array], rows: tuple[Any, ...], devices: tuple[Any, ...]) -> Array:
+    """Return the mean of `function` over the rows of all arguments, each device computing an equal share.
+
+    Rows that fill up the last share are computed and masked: they are in no mean.
+    """
+    if len(devices) < 2:
+        return jnp.mean(jax.vmap(function)(*rows))
+    n = num_rows(rows)
+    index = jnp.arange(-(-n // len(devices)) * len(devices))
+    split = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
+    shares = jax.lax.with_sharding_constraint(jax.tree.map(lambda leaf: leaf[index % n], rows), split)
+    return jnp.sum(jnp.where(index < n, jax.vmap(function)(*shares), 0)) / n
 
 
 class HostTable:
