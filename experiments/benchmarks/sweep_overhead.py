@@ -184,7 +184,7 @@ def main() -> None:
     """Measure everything in a temporary folder and write the table."""
     args = tyro.cli(Args, description=__doc__)
     folder = Path(tempfile.mkdtemp())
-    start = time.time()
+    start, load = time.time(), os.getloadavg()
     try:
         rows = [
             *serial_overhead(folder / "serial", args.cells),
@@ -205,6 +205,8 @@ def main() -> None:
         "versions": versions(),
         "git_commit": git_commit(),
         "seconds": round(time.time() - start, 1),
+        # What else ran meanwhile: on a busy machine two workers are no faster than one.
+        "load_average": {"before": load, "after": os.getloadavg()},
     }
     write_atomic(args.out / "sweep_overhead.json", (json.dumps(sidecar, indent=1) + "\n").encode())
 
