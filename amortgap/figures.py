@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from importlib.resources import as_file, files
@@ -12,6 +13,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from amortgap.sweep.files import write_atomic
 
 # Okabe and Ito's palette, told apart by colour-blind readers; a method keeps its colour in every figure.
 PALETTE = {
@@ -44,10 +47,13 @@ def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> list[Path
     """Write `folder/name.pdf` and `.png` without time stamps, so that equal tables give equal bytes; return the paths.
 
     Raises:
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written; the message names the file, and the free space if the disk is full.
     """
     paths = [Path(folder) / f"{name}.{kind}" for kind in ("pdf", "png")]
-    figure.savefig(paths[0], metadata={"CreationDate": None})
-    figure.savefig(paths[1], metadata={"Software": f"matplotlib {matplotlib.__version__}"})
+    metadata = ({"CreationDate": None}, {"Software": f"matplotlib {matplotlib.__version__}"})
+    for path, facts in zip(paths, metadata, strict=True):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=path.suffix[1:], metadata=facts)
+        write_atomic(path, drawn.getvalue())
     plt.close(figure)
     return paths

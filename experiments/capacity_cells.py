@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -326,6 +327,8 @@ def _row(study: Study, split: str, gaps: ag.Gaps, model: Any) -> dict[str, Any]:
 
 # Fields of a fit that have one entry for each encoder of the group.
 _TRAINING = ("change", "change_standard_error", "finite")
+# Columns that say nothing where training broke down.
+_OF_ENCODER = ("kl_amortized", "amortization_gap", "elbo_amortized", "gap_q")
 
 
 def _result(
@@ -347,5 +350,9 @@ def _result(
         "training_change_se": float(error),
         "converged": bool(finite) and abs(float(change)) <= study.convergence_tolerance,
     }
-    message = "" if bool(finite) else "training met a value that is not finite; the last good weights are kept"
+    message = (
+        "" if bool(finite) else f"training met a value that is not finite within {steps} steps; no gap is reported"
+    )
+    if not bool(finite):
+        rows = [row | dict.fromkeys((name for name in row if name.startswith(_OF_ENCODER)), math.nan) for row in rows]
     return CellResult(rows=[common | row for row in rows], message=message)

@@ -112,10 +112,11 @@ def models(study: Study) -> Iterator[tuple[str, Any, int]]:
         jax.random.key(study.seed), latent_dim=2, data_dim=10, width=8, depth=1, activation="tanh"
     )
     # The fresh weights are scaled up until the posterior is visibly not normal.
-    weights = jax.tree.map(lambda leaf: 2.5 * leaf, decoder.decoder.weights)
+    network: Any = decoder.decoder
+    weights = jax.tree.map(lambda leaf: 2.5 * leaf, network.weights)
     yield (
         "nonlinear decoder, d = 2",
-        dataclasses.replace(decoder, decoder=dataclasses.replace(decoder.decoder, weights=weights)),
+        dataclasses.replace(decoder, decoder=dataclasses.replace(network, weights=weights)),
         100,
     )
 
@@ -143,7 +144,7 @@ def methods(study: Study, case: Case) -> Iterator[dict]:
     """Every method against the exact value of every datum."""
     key = jax.random.key(study.seed + 2)
     given = {"model": case.model, "family": case.family}
-    annealed = {
+    annealed: dict[str, Any] = {
         "num_temperatures": case.temperatures,
         "num_chains": study.num_chains,
         "num_leapfrog": study.num_leapfrog,
@@ -166,7 +167,7 @@ def methods(study: Study, case: Case) -> Iterator[dict]:
             start="q",
             family=case.family,
             phis=case.local,
-            **(annealed | {"num_temperatures": max(case.temperatures // 10, 3)}),
+            **dict(annealed, num_temperatures=max(case.temperatures // 10, 3)),
         ),
     }
     if case.model.latent_dim <= 3:
@@ -292,7 +293,7 @@ def coverage(study: Study, level: float = 0.95) -> Iterator[dict]:
         gaps = ag.inference_gaps(
             key_gaps, xs, model=model, family=family, encoder=encoder, local=local, num_samples=100
         )
-        exact = dict(zip(("approximation", "amortization"), jax.vmap(truth)(xs), strict=True))
+        exact: dict[str, Any] = dict(zip(("approximation", "amortization"), jax.vmap(truth)(xs), strict=True))
         exact["inference"] = exact["approximation"] + exact["amortization"]
 
         def of_set(number: int, gaps=gaps) -> ag.Gaps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,10 +24,11 @@ from amortgap._checks import (
     is_concrete,
     num_rows,
 )
-from amortgap._chunks import map_data
+from amortgap._chunks import map_sharded
 from amortgap._progress import progress_bar
 from amortgap.inference.amortized_fit import AmortizedFit, Trace
 from amortgap.inference.full_batch import FullBatch, train_full_batch
+from amortgap.inference.layout import Layout, chosen_devices, mean_over_rows
 from amortgap.inference.schedules import warmup_cosine
 from amortgap.objectives import ESTIMATORS, elbo
 
@@ -41,6 +43,8 @@ class _Settings:
     estimator: str
     antithetic: bool
     train_model: bool
+    num_data: int
+    devices: tuple[Any, ...]
 
 
 class _State(NamedTuple):
@@ -70,6 +74,7 @@ def amortized_vi(
     estimator: str | None = None,
     antithetic: bool = False,
     optimizer: str = "adam",
+    devices: Sequence[Any] | None = None,
     progress: bool = False,
 ) -> AmortizedFit:
     """Train an encoder on the sum of the one-datum ELBOs, the model held fixed.
@@ -100,6 +105,8 @@ def amortized_vi(
         L-BFGS, which also takes "cubature" (`cubature_elbo`, no draws at all) and cannot use sticking the landing,
         whose gradient is not that of its value.
       optimizer: "adam" or "lbfgs".
+      devices: devices to split data and minibatches over, weights on all of them; None for all local ones, but inside
+        `jit` or `vmap` for the one the caller computes on. Results do not depend on them beyond rounding.
       progress: show a progress bar on standard error if that is a terminal.
 
     Returns:
@@ -126,6 +133,7 @@ def amortized_vi(
         estimator=estimator,
         antithetic=antithetic,
         optimizer=optimizer,
+        devices=devices,
         progress=progress,
         train_model=False,
     )
@@ -147,6 +155,7 @@ def train_vae(
     num_evaluations: int = 20,
     estimator: str = "sticking_the_landing",
     antithetic: bool = False,
+    devices: Sequence[Any] | None = None,
     progress: bool = False,
 ) -> AmortizedFit:
     """Train decoder and encoder jointly, as a variational autoencoder.
@@ -174,6 +183,7 @@ def train_vae(
         estimator=estimator,
         antithetic=antithetic,
         optimizer="adam",
+        devices=devices,
         progress=progress,
         train_model=True,
     )
@@ -196,6 +206,7 @@ def _train(
     estimator: str | None,
     antithetic: bool,
     optimizer: str,
+    devices: Sequence[Any] | None,
     progress: bool,
     train_model: bool,
 ) -> AmortizedFit:
@@ -218,6 +229,7 @@ def _train(
         validation = xs
     else:
         validation = check_data("validation", validation, model)
+    concrete = is_concrete((key, xs, validation, model, encoder))
     rounds_per_cycle = -(-num_evaluations // 2)
     steps_per_round = -(-num_steps // (2 * rounds_per_cycle))
     eval_samples += eval_samples % 2
@@ -233,21 +245,9 @@ def _train(
         estimator=estimator,
         antithetic=antithetic,
         train_model=train_model,
+        num_data=num_rows(xs),
+        devices=chosen_devices(devices, here=not concrete),
     )
-    return _run(key, xs, validation, model, family, encoder, jnp.asarray(learning_rate), settings, progress)
-
-
-def _run(
-    key: jax.Array,
-    xs: Any,
-    validation: Any,
-    model: Any,
-    family: Any,
-    encoder: Any,
-    learning_rate: Array,
-    settings: _Settings,
-    progress: bool,
-) -> AmortizedFit:
     # One flat vector: an optimiser over dozens of small leaves costs more to compile and to dispatch than to compute.
     params, unravel = ravel_pytree((model if settings.train_model else None, encoder))
     values = jnp.full(num_rows(validation), -jnp.inf)
@@ -261,11 +261,16 @@ def _run(
         finite=jnp.asarray(True),
     )
 
+    data, shared = (xs, validation), (model, encoder, family, jnp.asarray(learning_rate))
+    spread = Layout(settings.devices) if concrete and (devices is not None or len(settings.devices) > 1) else None
+    if spread:
+        data, key, state, shared = spread.padded(data), *spread.everywhere((key, state, shared))
+
     def advance(state: _State, index: Any) -> tuple[_State, Trace]:
-        return _round(key, index, state, xs, validation, model, encoder, family, learning_rate, settings)
+        return _round(key, index, state, *data, *shared, settings)
 
     rounds = 2 * settings.rounds_per_cycle
-    if is_concrete((key, xs, validation, model, encoder)):
+    if concrete:
         rows = []
         # A host loop over compiled rounds gives the progress bar and Ctrl-C a place to land.
         for index in progress_bar(range(rounds), "training", unit="round", enabled=progress):
@@ -274,6 +279,8 @@ def _run(
         trace = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     else:
         state, trace = jax.lax.scan(advance, state, jnp.arange(rounds))
+    if spread:
+        state, trace = spread.fetch((state, trace))
     change = state.last_values - state.half_values
     best_model, best_encoder = unravel(state.best)
     return AmortizedFit(
@@ -302,7 +309,7 @@ def _round(
     """Train for `steps_per_round` steps, then evaluate on shared noise and keep the best."""
     _, unravel = ravel_pytree((model if settings.train_model else None, encoder))
     key_order, key_noise, key_eval = jax.random.split(key, 3)
-    n, steps, batch_size = num_rows(xs), settings.steps_per_round, settings.batch_size
+    n, steps, batch_size = settings.num_data, settings.steps_per_round, settings.batch_size
     first = (index % settings.rounds_per_cycle) * steps
     cycle_steps = settings.rounds_per_cycle * steps
     # The second cycle starts from trained weights; a full rate would only throw them back.
@@ -324,7 +331,7 @@ def _round(
             estimator=settings.estimator,
             antithetic=settings.antithetic,
         )
-        return -jnp.mean(jax.vmap(lambda k, x: bound(k, encoder, x, here))(keys, batch))
+        return -mean_over_rows(lambda k, x: bound(k, encoder, x, here), (keys, batch), settings.devices)
 
     def step(carry: tuple[Array, Any], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Any], Array]:
         params, optimiser = carry
@@ -344,9 +351,12 @@ def _round(
     (params, optimiser), values = jax.lax.scan(step, (state.params, state.optimiser), inputs)
 
     here, encoder = pick(params)
-    per_datum = map_data(
-        lambda i, x: evaluate(jax.random.fold_in(key_eval, i), encoder, x, here), validation, chunk_size=500
-    )
+    per_datum = map_sharded(
+        lambda i, x: evaluate(jax.random.fold_in(key_eval, i), encoder, x, here),
+        validation,
+        chunk_size=500,
+        devices=settings.devices,
+    )[: state.last_values.size]
     mean = jnp.mean(per_datum)
     finite = jnp.isfinite(mean) & jnp.isfinite(values).all()
     improved = finite & (mean > state.best_elbo)

@@ -8,7 +8,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from amortgap._checks import num_rows
 
 Tree = TypeVar("Tree")
 
@@ -26,11 +30,63 @@ class Layout:
 
     def split(self, tree: Tree) -> Tree:
         """Place arrays with a leading data axis in equal shares."""
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec("data")))
+        return self._place(tree, PartitionSpec("data"))
+
+    def padded(self, tree: Tree) -> Tree:
+        """Place arrays in equal shares of their rows, filled up with the first rows again where they do not divide."""
+        count = len(self.devices)
+        return self.split(jax.tree.map(lambda leaf: leaf[np.arange(-(-len(leaf) // count) * count) % len(leaf)], tree))
 
     def everywhere(self, tree: Tree) -> Tree:
         """Place a copy on every device."""
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+        return self._place(tree, PartitionSpec())
+
+    def _place(self, tree: Tree, spec: PartitionSpec) -> Tree:
+        sharding = NamedSharding(self._mesh, spec)
+        if sharding.is_fully_addressable:
+            return jax.device_put(tree, sharding)
+        return jax.tree.map(lambda leaf: _place_own_part(leaf, sharding), tree)
+
+    def fetch(self, tree: Tree) -> Tree:
+        """Return arrays of the devices, of other hosts too, as arrays of jax on no particular device."""
+        whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self._mesh, PartitionSpec()))(tree)
+        return jax.tree.map(jnp.asarray, jax.device_get(whole))
+
+
+def _place_own_part(leaf: Any, sharding: NamedSharding) -> Array:
+    """Place on this host's devices their part of what every process holds as a whole; the others place theirs."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _place_own_part(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def on_host(leaf: Array) -> np.ndarray:
+    """Return the whole array, of which other hosts may hold parts; all processes must then call this."""
+    return np.asarray(leaf if leaf.is_fully_addressable else process_allgather(leaf, tiled=True))
+
+
+def chosen_devices(devices: Sequence[Any] | None, *, here: bool) -> tuple[Any, ...]:
+    """Return the devices asked for; by default all local ones, or none in particular if `here`."""
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    if not chosen:
+        raise ValueError("devices must hold at least one device, got none")
+    return () if devices is None and here else chosen
+
+
+def mean_over_rows(function: Callable[..., Array], rows: tuple[Any, ...], devices: tuple[Any, ...]) -> Array:
+    """Return the mean of `function` over the rows of all arguments, each device computing an equal share.
+
+    Rows that fill up the last share are computed and masked: they are in no mean.
+    """
+    if len(devices) < 2:
+        return jnp.mean(jax.vmap(function)(*rows))
+    n = num_rows(rows)
+    index = jnp.arange(-(-n // len(devices)) * len(devices))
+    split = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
+    shares = jax.lax.with_sharding_constraint(jax.tree.map(lambda leaf: leaf[index % n], rows), split)
+    return jnp.sum(jnp.where(index < n, jax.vmap(function)(*shares), 0)) / n
 
 
 class HostTable:
@@ -44,7 +100,7 @@ class HostTable:
     def write(self, rows: np.ndarray, part: Any) -> None:
         """Write the first leaves of `part` to these rows; the first call fixes the tree."""
         leaves, structure = jax.tree.flatten(part)
-        host = [np.asarray(leaf) for leaf in leaves]
+        host = [on_host(leaf) for leaf in leaves]
         if self._structure is None:
             self._structure = structure
             self._leaves = [np.empty((self.n, *leaf.shape[1:]), leaf.dtype) for leaf in host]

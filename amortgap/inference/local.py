@@ -23,7 +23,7 @@ from amortgap._checks import (
 )
 from amortgap._chunks import map_data
 from amortgap._progress import progress_bar
-from amortgap.inference.layout import HostTable, Layout, take
+from amortgap.inference.layout import HostTable, Layout, chosen_devices, on_host, take
 from amortgap.inference.one_datum import (
     LocalFit,
     Settings,
@@ -172,13 +172,12 @@ def fit_local(
         check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
     if init is not None and jnp.shape(init) != (n, family.size):
         raise ValueError(f"init must have shape [N, size] = {(n, family.size)}, got {jnp.shape(init)}")
-    if devices is not None and len(devices) == 0:
-        raise ValueError("devices must hold at least one device, got none")
+    devices = chosen_devices(devices, here=False)
     chunk_size = min(chunk_size, max(1, _ENTRIES // (pairs_per_datum(family, num_samples) * family.latent_dim)))
     if not is_concrete((key, xs, init, model, encoder)):
         return _traced(key, xs, init, model, family, encoder, settings, chunk_size)
 
-    layout = Layout(jax.local_devices() if devices is None else devices)
+    layout = Layout(devices)
     shared = layout.everywhere((key, model, encoder))
     size = layout.size(chunk_size, n)
     together = _pairs_at_once(size, layout)
@@ -189,7 +188,7 @@ def fit_local(
         chunk = layout.split((rows, take(xs, rows), take(init, rows)))
         part = _first_chunk(*shared, *chunk, family, settings, together)
         table.write(rows[: n - first], part)
-        converged[rows] = part.fit.converged
+        converged[rows] = on_host(part.fit.converged)
 
     size = layout.size(min(chunk_size, _RERUN_SIZE), n)
     together = _pairs_at_once(size, layout)
@@ -201,7 +200,7 @@ def fit_local(
             batch = layout.split((rows, take(xs, rows)))
             part = _again_chunk(*shared, *batch, table.read(rows, layout.split), number, family, settings, together)
             table.write(rows[: late.size - first], part)
-            converged[rows] = part.fit.converged
+            converged[rows] = on_host(part.fit.converged)
     return table.whole().fit
 
 

@@ -44,7 +44,8 @@ def dask_executor(
     patience: seconds to wait for a scheduler, for a first worker, and later for a worker to come back.
 
     Raises ValueError for another form of `cluster` or if `distributed` is not installed, ClusterError if there is no
-    scheduler or no worker in time, or if a worker has other versions or more than one thread.
+    scheduler or no worker in time, if a worker has other versions or more than one thread, or if none offers the GPU
+    that is asked for.
     """
     kind, _, rest = cluster.partition(":")
     if kind not in ("local", "tcp", "tls", "file") or not rest:
@@ -65,7 +66,7 @@ def dask_executor(
         else:
             client = _connect(patience, address=cluster)
         stack.callback(client.close)
-        slots = _check_cluster(client, patience)
+        slots = _check_cluster(client, patience, gpus=gpus)
         if kind != "local":
             _share_script_folder(client)
         yield DaskExecutor(client, slots, gpus, patience)
@@ -95,7 +96,7 @@ def _connect(patience: float, address: str | None = None, scheduler_file: str | 
         raise ClusterError(f"cluster: no scheduler at {address or scheduler_file}: {error}") from error
 
 
-def _check_cluster(client: Any, patience: float) -> int:
+def _check_cluster(client: Any, patience: float, *, gpus: bool = False) -> int:
     """Number of workers, after checking that there is one and that all fit this process."""
     try:
         client.wait_for_workers(1, timeout=patience)
@@ -108,7 +109,14 @@ def _check_cluster(client: Any, patience: float) -> int:
     for address, found in on_living_workers(client, versions).items():
         if comparable(found) != expected:
             raise ClusterError(f"cluster: worker {address}: {difference(expected, found)}")
-    return len(threads)
+    if not gpus:
+        return len(threads)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    # Dask would keep cells waiting for ever for a resource that nobody offers.
+    with_gpu = [address for address, worker in workers.items() if worker["resources"].get("GPU", 0) >= 1]
+    if not with_gpu:
+        raise ClusterError("gpus: no worker offers one; start them with --resources GPU=1, or run without --gpus")
+    return len(with_gpu)
 
 
 def _share_script_folder(client: Any) -> None:
@@ -167,10 +175,10 @@ def _visible_gpus() -> list[str]:
         try:
             found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
         except (OSError, subprocess.SubprocessError) as error:
-            raise ValueError(f"gpus: no GPU found ({error})") from error
+            raise ValueError(f"gpus: no GPU found ({error}); without --gpus cells run on the CPU") from error
         listed = ",".join(str(i) for i, line in enumerate(found.splitlines()) if line.startswith("GPU"))
     if not listed:
-        raise ValueError("gpus: no GPU is visible")
+        raise ValueError("gpus: no GPU is visible; see CUDA_VISIBLE_DEVICES, or run without --gpus on the CPU")
     return listed.split(",")
 
 

@@ -64,6 +64,35 @@ def device() -> str:
     return first.platform if first.platform == first.device_kind else f"{first.platform}: {first.device_kind}"
 
 
+class GpuError(RuntimeError):
+    """A GPU was asked for and cannot be used."""
+
+
+@functools.cache
+def require_gpu() -> None:
+    """Make sure that JAX computes on a GPU in this process and has memory there.
+
+    Raises GpuError saying what to do; the outcome of success is kept, JAX never changes its device afterwards.
+    """
+    import jax
+
+    host = f"gpus: process {os.getpid()} on {platform.node()}"
+    try:
+        backend = jax.default_backend()
+        if backend == "gpu":
+            jax.block_until_ready(jax.numpy.zeros(1024))
+            return
+    except RuntimeError as error:
+        raise GpuError(
+            f"{host} cannot use its GPU ({str(error).strip().splitlines()[0]}): nvidia-smi shows drivers and who holds "
+            "the memory; XLA_PYTHON_CLIENT_MEM_FRACTION takes less of it, and without --gpus cells run on the CPU"
+        ) from error
+    raise GpuError(
+        f"{host} has no GPU that JAX can use (backend {backend}): install amortgap[cuda] there, see that nvidia-smi "
+        "lists a GPU and JAX_PLATFORMS does not exclude it; without --gpus cells run on the CPU"
+    )
+
+
 def git_commit() -> str | None:
     """Commit of the working folder, with `+changes` if tracked files differ from it; None outside a repository."""
     try:

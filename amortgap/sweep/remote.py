@@ -20,7 +20,7 @@ from typing import Any
 
 from .execute import Outcome, Task, Unit, captured_warnings
 from .executors import Stop
-from .manifest import machine, versions
+from .manifest import machine, require_gpu, versions
 
 _POLL_SECONDS = 0.5
 _FETCH_SECONDS = 2.0
@@ -60,8 +60,8 @@ class DaskExecutor:
         # As a task of its own the computation travels once to each worker, so that what it compiled there is kept.
         shared = self.client.submit(_itself, task, pure=False)
         keys = [f"cell-{unit[0].cell.key[:12]}-{uuid.uuid4().hex}" for unit in units]
-        futures = self.client.map(_remote, list(units), keys, task=shared, expected=comparable(versions()), key=keys,
-                                  pure=False, resources=resources)  # fmt: skip
+        futures = self.client.map(_remote, list(units), keys, task=shared, expected=comparable(versions()),
+                                  gpus=self.gpus, key=keys, pure=False, resources=resources)  # fmt: skip
         pending = {future.key: (future, unit) for future, unit in zip(futures, units, strict=True)}
         for future in futures:
             future.add_done_callback(done.put)
@@ -149,11 +149,13 @@ def _itself(task: Task) -> Task:
     return task
 
 
-def _remote(unit: Unit, name: str, *, task: Task, expected: Mapping[str, str]) -> list[Outcome]:
+def _remote(unit: Unit, name: str, *, task: Task, expected: Mapping[str, str], gpus: bool) -> list[Outcome]:
     # Again here: a worker may have joined after the check at connect.
     if comparable(versions()) != expected:
         raise ClusterError(f"worker {name}: {difference(expected, versions())}")
     _use_compile_cache(task.store.path / "compile-cache")
+    if gpus:
+        require_gpu()
     with captured_warnings():
         return task(unit)
 

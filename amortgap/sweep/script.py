@@ -26,6 +26,7 @@ import tyro
 from .cells import NOT_HASHED, Cell
 from .cluster import ClusterError, dask_executor
 from .executors import Executor, Threads, serial
+from .manifest import GpuError, require_gpu
 from .records import open_store
 from .run import Summary, list_cells, run_cells, unfinished
 from .table import Schema, build_table, write_table
@@ -48,7 +49,7 @@ class SweepOptions:
     retry_failed: bool = field(default=False, metadata=NOT_HASHED)
     """Compute cells that failed earlier again."""
     gpus: bool = field(default=False, metadata=NOT_HASHED)
-    """With --cluster: each cell takes one GPU; workers of local:N are pinned to one GPU each."""
+    """Compute on GPUs or not at all; with --cluster each cell takes one, workers of local:N are pinned to one each."""
     memory_limit: str = field(default="auto", metadata=NOT_HASHED)
     """With --cluster local:N: memory of each worker, e.g. 4GB; beyond it the worker is restarted."""
     patience: float = field(default=60.0, metadata=NOT_HASHED)
@@ -93,6 +94,8 @@ def run_sweep(
         retry_failed = options.retry_failed
         # Reading the records is quicker than starting a cluster for nothing.
         idle = options.cluster is not None and not unfinished(cells, store, retry_failed=retry_failed)
+        if options.gpus and options.cluster is None and unfinished(cells, store, retry_failed=retry_failed):
+            require_gpu()
         with _executor(options, idle=idle) as executor:
             summary = run_cells(
                 cells,
@@ -104,7 +107,7 @@ def run_sweep(
                 retry_failed=retry_failed,
             )
         written = write_table(store.path / "table.csv", build_table(store.records(cells), schema))
-    except (OSError, ValueError, ClusterError) as error:
+    except (OSError, ValueError, ClusterError, GpuError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None

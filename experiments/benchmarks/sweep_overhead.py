@@ -65,19 +65,28 @@ def trivial_cells(count: int, work: int = 0):
     return make_cells(grid(trivial_sweep.Config(work=work), {"number": range(count)}), schema_version=1)
 
 
+def run_all(*args, **settings) -> None:
+    """Run cells to the end; what an interrupt cuts short is no measurement."""
+    summary = run_cells(*args, **settings)
+    if summary.exit_status:
+        raise SystemExit(f"no measurement: {summary}")
+
+
 def serial_overhead(folder: Path, count: int) -> list[dict]:
     """Milliseconds a cell in this process, beyond the computation, and bytes a cell on disk."""
     store = open_store(folder)
     cells = trivial_cells(count)
-    start = time.perf_counter()
-    run_cells(cells, trivial_sweep.compute, store, schema=trivial_sweep.SCHEMA)
+    start, processor = time.perf_counter(), time.process_time()
+    run_all(cells, trivial_sweep.compute, store, schema=trivial_sweep.SCHEMA)
     milliseconds = 1e3 * (time.perf_counter() - start) / count
+    busy = 1e3 * (time.process_time() - processor) / count
     start = time.perf_counter()
     records = store.records(cells)
     reading = 1e3 * (time.perf_counter() - start) / count
     size = sum(store.record_path(record.hash).stat().st_size for record in records) / count
     return [
         row("overhead of a cell, serial", milliseconds, "ms", "< 5"),
+        row("processor time in it, whatever else runs", busy, "ms", "report"),
         row("reading one record", reading, "ms", "report"),
         row("size of one record", size, "bytes", "report"),
     ]
@@ -92,7 +101,7 @@ def dask_overhead(folder: Path, count: int) -> list[dict]:
         # Twice, so that what memory grows by is due to cells and not to starting.
         for cells in (trivial_cells(count), trivial_cells(5 * count)[count:]):
             store, start = open_store(folder), time.perf_counter()
-            run_cells(cells, trivial_sweep.compute, store, schema=trivial_sweep.SCHEMA, executor=executor)
+            run_all(cells, trivial_sweep.compute, store, schema=trivial_sweep.SCHEMA, executor=executor)
             seconds[len(cells)] = time.perf_counter() - start
             peak[len(cells)] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return [
@@ -146,12 +155,12 @@ def killed_worker(folder: Path) -> list[dict]:
         store = open_store(folder / name)
         cells = trivial_cells(20, work=2_000_000)
         if name == "serial":
-            run_cells(cells, trivial_sweep.compute, store)
+            run_all(cells, trivial_sweep.compute, store)
         else:
             with dask_executor("local:2") as executor:
                 pids = executor.client.run(os.getpid)
                 killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {next(iter(pids.values()))}"])
-                run_cells(cells, trivial_sweep.compute, store, executor=executor)
+                run_all(cells, trivial_sweep.compute, store, executor=executor)
                 killer.wait()
                 replaced = set(executor.client.run(os.getpid).values()) != set(pids.values())
         rows[name] = [(record.hash, record.status, record.rows) for record in store.records(cells)]
@@ -166,7 +175,7 @@ def scaling(folder: Path, count: int, work: int) -> list[dict]:
         with dask_executor(f"local:{workers}") as executor:
             cells = trivial_cells(count, work)
             start = time.perf_counter()
-            run_cells(cells, trivial_sweep.compute, open_store(folder / str(workers)), executor=executor)
+            run_all(cells, trivial_sweep.compute, open_store(folder / str(workers)), executor=executor)
             seconds[workers] = time.perf_counter() - start
     return [
         row("one cell, one worker", seconds[1] / count, "s", "report"),
@@ -184,7 +193,7 @@ def main() -> None:
     """Measure everything in a temporary folder and write the table."""
     args = tyro.cli(Args, description=__doc__)
     folder = Path(tempfile.mkdtemp())
-    start = time.time()
+    start, load = time.time(), os.getloadavg()
     try:
         rows = [
             *serial_overhead(folder / "serial", args.cells),
@@ -205,6 +214,8 @@ def main() -> None:
         "versions": versions(),
         "git_commit": git_commit(),
         "seconds": round(time.time() - start, 1),
+        # What else ran meanwhile: on a busy machine two workers are no faster than one.
+        "load_average": {"before": load, "after": os.getloadavg()},
     }
     write_atomic(args.out / "sweep_overhead.json", (json.dumps(sidecar, indent=1) + "\n").encode())
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -60,6 +61,34 @@ def test_second_run_computes_nothing_and_changes_nothing(sweep):
     assert "0 to compute" in again.stderr
     after = {path.name: path.read_bytes() for path in sweep.iterdir() if path.suffix in (".csv", ".json", ".png")}
     assert after == before
+
+
+def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import capacity_cells
+    from capacity_study import Study
+
+    from amortgap.sweep import make_cells, open_store, run_cells
+
+    row = {"split": "train", "kl_local": 1.0, "kl_amortized": 2.0, "amortization_gap": 1.0, "gap_q050": 1.0}
+    encoder = types.SimpleNamespace(num_weights=3)
+
+    def compute(studies):
+        ends = np.array([study.seed != 1 for study in studies])
+        fit = types.SimpleNamespace(change=np.zeros(3), change_standard_error=np.zeros(3), finite=ends)
+        return [capacity_cells._result(study, fit, [row], encoder, 60, i) for i, study in enumerate(studies)]
+
+    cells = make_cells([Study(seed=seed, width=2) for seed in range(3)], schema_version=1)
+    store = open_store(tmp_path)
+    summary = run_cells(cells, compute, store, group_by=lambda study: 0)
+    assert (summary.computed, summary.nonfinite, summary.failed) == (3, 1, 0)
+    good, broken, other = store.records(cells)
+    assert [record.status for record in (good, broken, other)] == ["ok", "nonfinite", "ok"]
+    assert good.rows[0]["amortization_gap"] == other.rows[0]["amortization_gap"] == 1.0
+    gone = {name for name, value in broken.rows[0].items() if value is None}
+    assert gone == {"kl_amortized", "amortization_gap", "gap_q050"}
+    assert broken.rows[0]["training_steps"] == 60 and not broken.rows[0]["converged"]
+    assert "not finite within 60 steps" in broken.error
 
 
 def test_figure_shows_what_the_table_says(sweep, monkeypatch):

@@ -19,6 +19,7 @@ from amortgap.sweep import remote as remote_module
 from amortgap.sweep.cluster import ClusterError, dask_executor
 from amortgap.sweep.execute import Job, Task
 from amortgap.sweep.executors import Stop
+from amortgap.sweep.manifest import GpuError, versions
 from amortgap.sweep.records import CellResult
 
 LOCAL = ("--cluster", "local:2")
@@ -233,7 +234,10 @@ class Cluster:
     """Stands for a connected client whose workers answer with `versions` and see the store or not."""
 
     def __init__(self, versions, sees=True):
-        self.versions, self.sees = versions, sees
+        self.versions, self.sees, self.resources = versions, sees, {}
+
+    def scheduler_info(self, n_workers):
+        return {"workers": {"tcp://there:1": {"resources": self.resources}}}
 
     def wait_for_workers(self, count, timeout):
         assert count == 1
@@ -269,7 +273,7 @@ def test_a_worker_with_other_versions_is_refused_at_connect_and_when_it_joins_la
     expected = remote_module.comparable(HERE)
     monkeypatch.setattr(remote_module, "versions", lambda: there)
     with pytest.raises(ClusterError, match=message.split(": ")[-1]):
-        remote_module._remote((), "cell", task=task, expected=expected)
+        remote_module._remote((), "cell", task=task, expected=expected, gpus=False)
 
 
 def test_a_store_that_workers_do_not_see_is_refused(tmp_path):
@@ -325,9 +329,41 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch, visible):
         monkeypatch.setenv("PATH", "")
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with pytest.raises(ValueError, match="gpus: no GPU"):  # noqa: SIM117
+    with pytest.raises(ValueError, match=r"gpus: no GPU .* without --gpus"):  # noqa: SIM117
         with dask_executor("local:1", gpus=True):
             pass
+
+
+def test_a_sweep_that_asks_for_gpus_on_a_machine_without_says_what_to_do(drive):
+    sweep = drive("gpus")
+    errors = sweep.run("--gpus", status=1)
+    assert "has no GPU that JAX can use (backend cpu)" in errors and "Traceback" not in errors
+    assert "install amortgap[cuda]" in errors and "without --gpus cells run on the CPU" in errors
+    assert not sweep.computed()
+
+
+def test_a_gpu_whose_memory_is_taken_is_named_before_the_cell_runs(monkeypatch, tmp_path):
+    def taken(shape):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4096 bytes.\nmore")
+
+    numpy = types.SimpleNamespace(zeros=taken)
+    jax = types.SimpleNamespace(default_backend=lambda: "gpu", numpy=numpy, block_until_ready=lambda array: array)
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    task = Task(open_store(tmp_path), lambda config: pytest.fail("computed"), False, None, 20)
+    unit = (Job(make_cells([Config()], schema_version=1)[0], 1),)
+    message = r"cannot use its GPU \(RESOURCE_EXHAUSTED: Out of memory .*4096 bytes\.\): nvidia-smi"
+    monkeypatch.setattr(remote_module, "_use_compile_cache", lambda folder: None)
+    with pytest.raises(GpuError, match=message):
+        remote_module._remote(unit, "cell", task=task, expected=remote_module.comparable(versions()), gpus=True)
+
+
+def test_workers_that_offer_no_gpu_are_refused_instead_of_waiting_for_ever(monkeypatch):
+    monkeypatch.setattr(cluster_module, "versions", lambda: HERE)
+    cluster = Cluster(HERE)
+    with pytest.raises(ClusterError, match="no worker offers one; start them with --resources GPU=1"):
+        cluster_module._check_cluster(cluster, 1.0, gpus=True)
+    cluster.resources = {"GPU": 1.0}
+    assert cluster_module._check_cluster(cluster, 1.0, gpus=True) == 1
 
 
 def test_workers_share_a_compile_cache_unless_the_user_has_one(monkeypatch, tmp_path):

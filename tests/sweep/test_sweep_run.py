@@ -15,10 +15,22 @@ import warnings
 import numpy as np
 import pytest
 
-from amortgap.sweep import CellResult, Threads, grid, list_cells, make_cells, open_store, run_cells
+from amortgap.sweep import (
+    CellResult,
+    Column,
+    Schema,
+    Threads,
+    build_table,
+    grid,
+    list_cells,
+    make_cells,
+    open_store,
+    run_cells,
+)
 from amortgap.sweep import manifest as manifest_module
 from amortgap.sweep.manifest import read_manifest
 from amortgap.sweep.run import Summary, unfinished
+from amortgap.sweep.table import csv_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,3 +337,8 @@ def test_html_in_an_error_is_kept_as_it_is_and_only_as_data(store):
 
     run_cells(CELLS[:1], fails, store)
     assert "<script>alert('x')</script>" in store.load(CELLS[0].key).error
+    files = [path for path in store.path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".log"}, "a format in which markup would be shown"
+    # A failed cell has no row: what it wrote reaches neither the listing nor the table.
+    table = build_table(store.records(), Schema(1, (Column("value", float, "a value"),)))
+    assert "script" not in list_cells(CELLS[:1], store) + csv_text(table)
