@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MAIN_JOB := experiments/capacity_sweep.py
+WORKERS ?= 2
 
 # A Python asked for by name must be the one that runs: an environment of another version is refused, not used silently.
 ifeq ($(origin PYTHON),command line)
@@ -23,7 +24,7 @@ endif
 .DELETE_ON_ERROR:
 
 sweep: $(VENV)/.installed
-	$(BIN)/python $(MAIN_JOB) $(ARGS)
+	$(BIN)/python $(MAIN_JOB) --cluster local:$(WORKERS) $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -63,7 +64,7 @@ $(VENV)/constraints-versions.txt: constraints.txt | $(BIN)/python
 	sed -e 's/ *\\$$//' -e '/^ *--hash/d' constraints.txt > $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/constraints-versions.txt
-	$(PIP) -c $(VENV)/constraints-versions.txt -e .
+	$(PIP) -c $(VENV)/constraints-versions.txt -e '.[dask]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/constraints-versions.txt

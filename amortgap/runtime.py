@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-def prepare_compiler(*, threads: bool = False) -> None:
+def prepare_compiler(*, one_core: bool = False) -> None:
     """Keep compiled programs between runs and compile them quickly; call it before jax is imported.
 
     Compiled programs go to `$JAX_COMPILATION_CACHE_DIR`, by default `amortgap/jax` in the user's cache folder. LLVM's
@@ -15,7 +15,7 @@ def prepare_compiler(*, threads: bool = False) -> None:
     library calls, did not change measurably. Settings already in the environment win.
 
     Args:
-      threads: the script computes in several threads of one process; each matrix product then keeps to one core.
+      one_core: the script computes on small arrays, one process a core; each matrix product then keeps to one core.
 
     Raises:
       RuntimeError: jax has been imported already, so that the settings would have no effect.
@@ -26,7 +26,7 @@ def prepare_compiler(*, threads: bool = False) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-    flags = {"--xla_backend_optimization_level": "1"} | ({"--xla_cpu_multi_thread_eigen": "false"} if threads else {})
+    flags = {"--xla_backend_optimization_level": "1"} | ({"--xla_cpu_multi_thread_eigen": "false"} if one_core else {})
     given = os.environ.get("XLA_FLAGS", "")
     added = [f"{name}={value}" for name, value in flags.items() if name not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()

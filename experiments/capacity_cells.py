@@ -201,11 +201,11 @@ def train_and_measure(studies: Sequence[Study], model: Any, reference: Reference
     seeds = jnp.asarray([study.seed for study in studies])
     keys = jax.vmap(lambda seed: jax.random.fold_in(_key("encoder training"), seed))(seeds)
     steps = first.ladder_steps if ladder else first.encoder_steps
-    options: dict[str, Any] = {"num_steps": steps, "num_evaluations": min(20, steps)}
+    options: dict[str, Any] = {"num_steps": steps, "num_evaluations": min(4, steps)}
     if ladder:
         # The log joint is quadratic in z: the cubature rule gives its exact ELBO, and the ladder can be met to float
         # precision.
-        options |= {"optimizer": "lbfgs", "estimator": "cubature", "num_evaluations": min(4, steps)}
+        options |= {"optimizer": "lbfgs", "estimator": "cubature"}
     else:
         options |= {"batch_size": first.batch_size}
     fit = _train(keys, xs, model, family, stacked, rates, tuple(options.items()))
@@ -221,7 +221,9 @@ def train_and_measure(studies: Sequence[Study], model: Any, reference: Reference
 
 
 def _rate(study: Study) -> float:
-    return study.learning_rate * min(1.0, (32 / max(study.width, 1)) ** 0.5)
+    # The entries of a triangular root are more, and a step along all of them is longer.
+    share = 0.5 if study.family == "full_rank" else 1.0
+    return share * study.learning_rate * min(1.0, (32 / max(study.width, 1)) ** 0.5)
 
 
 @functools.partial(jax.jit, static_argnames=("options",))
@@ -246,7 +248,8 @@ def measure(studies: Sequence[Study], model: Any, encoders: Any, reference: Refe
         # Always the same number of candidates: one compilation serves groups of every size.
         chosen = [min(j, len(studies) - 1) for j in range(i, i + _AT_ONCE)]
         candidates = jnp.concatenate([reference.local.phi[:, None], phis[:, jnp.asarray(chosen)]], axis=1)
-        bounds = _bounds(_key("evaluation"), xs, candidates, model, family, first.num_samples)
+        samples = first.ladder_samples if first.model == "factor_analysis" else first.num_samples
+        bounds = _bounds(_key("evaluation"), xs, candidates, model, family, samples)
         for position, study in enumerate(studies[i : i + _AT_ONCE]):
             rows.append(_rows(study, bounds, position + 1, model, reference))
     return rows

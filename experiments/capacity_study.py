@@ -79,21 +79,23 @@ class Study:
     """Use only the first images of each split; 0 for all."""
     decoder_width: int = 64
     """Units of the decoder's two hidden layers."""
-    decoder_steps: int = 6000
+    decoder_steps: int = 4000
     """Training steps of the VAE whose decoder is frozen."""
-    encoder_steps: int = 2500
+    encoder_steps: int = 1500
     """Training steps of each encoder."""
     ladder_steps: int = 240
     """Training steps (L-BFGS, all data at once) of each linear encoder of the ladder."""
     batch_size: int = 100
     """Images per training step of the deep model."""
     learning_rate: float = 0.04
-    """Peak rate of Adam up to width 32; wider encoders use rate * sqrt(32 / width)."""
+    """Peak rate of Adam up to width 32; wider encoders use rate * sqrt(32 / width), full rank normals half of it."""
     convergence_tolerance: float = 0.02
     """Nats over the second half of training above which an encoder is trained longer, then marked."""
     extensions: int = 0
     """How many times an encoder that still moves is trained for as many steps again."""
-    num_samples: int = 500
-    """Draws per datum on which both ELBOs are compared."""
-    evidence_samples: int = 2000
+    num_samples: int = 100
+    """Draws per datum on which both ELBOs of the deep model are compared."""
+    ladder_samples: int = 1000
+    """Draws per datum on which both ELBOs of the ladder are compared, with its closed form as the judge."""
+    evidence_samples: int = 1000
     """Draws per datum of importance sampling for log p(x)."""

@@ -22,7 +22,7 @@ from typing import Literal
 
 from amortgap.runtime import prepare_compiler
 
-prepare_compiler(threads=True)
+prepare_compiler(one_core=True)
 
 import capacity_cells
 from capacity_figure import draw
@@ -49,7 +49,7 @@ class Args:
     """Hidden layers of the encoders of the deep model."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of the encoders of the deep model."""
-    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=OUT, threads=2))
+    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=OUT))
 
 
 PRESETS = {
@@ -62,6 +62,7 @@ PRESETS = {
             encoder_steps=60,
             ladder_steps=60,
             num_samples=100,
+            ladder_samples=100,
             evidence_samples=200,
             subset=120,
         ),

@@ -3,7 +3,7 @@
     with dask_executor("local:2") as executor:
         run_cells(cells, compute, store, executor=executor)
 
-    local:N          N worker processes on this machine, bound to loopback, one thread each
+    local:N          N worker processes on this machine, bound to loopback, one thread and one core each
     tcp://host:port  a running scheduler (tls:// as well); workers started with `dask worker ... --nthreads 1`
     file:PATH        the same through a scheduler file on a shared folder (SLURM, any account on a cluster)
 
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Ctrl-C in a terminal reaches the workers as well; only the driver decides what it means.
 _IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# Cells of small arrays lose more by handing work from core to core than they gain (several times the processor time).
+_KEEP_TO_CORE = "from amortgap.sweep.cluster import keep_to_core; keep_to_core({index}, {workers})"
 
 
 @contextlib.contextmanager
@@ -157,16 +159,32 @@ def _local_cluster(workers: int, gpus: bool, memory_limit: str) -> Any:
         "resources": {"GPU": 1} if gpus else {},
     }
     visible = _visible_gpus() if gpus else []
-    spec = {
-        i: {"cls": distributed.Nanny, "options": {**options, "env": _pinned(visible, i, workers) if gpus else {}}}
-        for i in range(workers)
-    }
+    spec = {}
+    for i in range(workers):
+        own = (
+            {"env": _pinned(visible, i, workers)}
+            if gpus
+            else {"preload": [*options["preload"], _KEEP_TO_CORE.format(index=i, workers=workers)]}
+        )
+        spec[i] = {"cls": distributed.Nanny, "options": {**options, **own}}
     scheduler = {
         "cls": distributed.Scheduler,
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
     silence: Any = logging.ERROR
     return distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=silence)
+
+
+def keep_to_core(index: int, workers: int) -> None:
+    """Keep this process, one of `workers`, to a core of its own, where the system allows and has that many."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if workers > len(cores):
+        return
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(int(thread), {cores[index]})
 
 
 def _visible_gpus() -> list[str]:
