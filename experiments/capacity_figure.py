@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from capacity_study import QUANTILES, SCHEMA
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from amortgap.figures import LABELS, MARKERS, PALETTE, save, style, zero_line
 from amortgap.sweep import Table, read_csv
@@ -33,9 +34,8 @@ def capacity_figure(rows: list[dict[str, Any]]) -> Figure:
     if len(families) == 1:
         axes[0, 1].set_visible(False)
     else:
-        low, high = (f(ax.get_ylim()[i] for ax in axes[0]) for i, f in enumerate((min, max)))
         for ax in axes[0]:
-            ax.set_ylim(low, high)
+            ax.set_ylim(-0.15, max(2.2 * max(row["kl_amortized"] for row in rows if row["model"] == "vae"), 1.0))
     _ladder(axes[1, 0], [row for row in rows if row["model"] == "factor_analysis"], families)
     _spread(axes[1, 1], [row for row in rows if row["model"] == "vae" and row["encoder"] == "mlp"], families)
     return figure
@@ -72,9 +72,9 @@ def _capacity(ax: Axes, rows: list[dict[str, Any]], family: str) -> None:
         if constant is not None:
             ax.axhline(constant, color=PALETTE["constant"], linestyle=line, linewidth=1.0)
         if split == "train" and local is not None:
-            ax.annotate("local VI", (1, local), xytext=(0, -9), textcoords="offset points", fontsize=7)
+            ax.annotate("local VI", (1, local), xytext=(0, 2.5), textcoords="offset points", fontsize=7)
         if split == "train" and constant is not None:
-            ax.annotate("constant encoder", (1, constant), xytext=(0, 3), textcoords="offset points", fontsize=7)
+            ax.annotate("constant encoder", (1, constant), xytext=(0, 2.5), textcoords="offset points", fontsize=7)
     zero_line(ax)
     ax.set_xscale("log", base=2)
     ax.set_yscale("symlog", linthresh=1.0, linscale=1.0)
@@ -85,7 +85,9 @@ def _capacity(ax: Axes, rows: list[dict[str, Any]], family: str) -> None:
     ax.set_xlabel("encoder width")
     ax.set_ylabel("mean KL (nats per image)")
     ax.set_title(f"VAE on digits, {LABELS[family]}")
-    ax.legend(loc="upper right", handlelength=2.2)
+    hollow = Line2D([], [], marker=MARKERS[family], color=colour, linestyle="", markersize=2.6, markerfacecolor="white")
+    lines, names = ax.get_legend_handles_labels()
+    ax.legend([*lines, hollow], [*names, "hollow: still moving"], loc="upper right", bbox_to_anchor=(1.0, 0.9))
 
 
 def _name(split: str, depth: int) -> str:

@@ -61,6 +61,9 @@ def dask_executor(
         if kind == "local":
             # One unit at a worker at a time, so that a death takes as few others with it as possible.
             stack.enter_context(dask.config.set({"distributed.scheduler.worker-saturation": 1.0}))
+            # Dask gives memory back at once; a cell takes and frees the same large arrays over and over.
+            kept = [f"distributed.nanny.pre-spawn-environ.MALLOC_{name}_THRESHOLD_" for name in ("TRIM", "MMAP")]
+            stack.enter_context(dask.config.set(dict.fromkeys(kept, 1_000_000_000)))
             local = stack.enter_context(_local_cluster(_count(rest), gpus, memory_limit))
             client = distributed.Client(local)
         elif kind == "file":
