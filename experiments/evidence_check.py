@@ -27,8 +27,10 @@ from amortgap.runtime import prepare_compiler
 
 prepare_compiler()
 
+from evidence_coverage import coverage
 from evidence_figure import evidence_figure
-from evidence_parts import Study, bound_against_draws, coverage, make_case, methods, models, sandwich_ladder
+from evidence_parts import bound_against_draws, make_case, methods, sandwich_ladder
+from evidence_study import Study, models
 
 from amortgap.figures import save
 from amortgap.sweep.config import parse_args

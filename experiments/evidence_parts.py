@@ -1,8 +1,7 @@
-"""The measurements of `evidence_check.py`: each part returns rows of its table."""
+"""The measurements of `evidence_check.py` that compare log p(x) with exact values; each returns rows of its table."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -11,48 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from evidence_study import Study, factor_analysis, row
 from jax.scipy.special import logsumexp
-from scipy import stats
 
 import amortgap as ag
 from amortgap.diagnostics import simulate
 from amortgap.evidence import UnreliableEvidence
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Sizes of the measurements."""
-
-    seed: int = 0
-    """Seed of everything random."""
-    num_data: int = 100
-    """Simulated data a model, for the comparison of methods with the exact value."""
-    num_samples: int = 2000
-    """Draws a datum of importance sampling."""
-    num_chains: int = 16
-    """Chains of annealed importance sampling."""
-    num_leapfrog: int = 5
-    """Leapfrog steps of a transition."""
-    temperature_factor: float = 1.0
-    """Factor of the numbers of temperatures of all models."""
-    dims: tuple[int, ...] = (2, 10, 50)
-    """Latent dimensions of factor analysis."""
-    replicates: int = 1000
-    """Simulated data of the sandwich."""
-    ladder: tuple[int, ...] = (25, 50, 100, 200, 400, 800)
-    """Numbers of temperatures of the sandwich."""
-    sandwich_chains: int = 2
-    """Chains each way of the sandwich: the fewer, the more of its width is bias and the less is noise."""
-    draws: tuple[int, ...] = (1, 10, 100, 1000)
-    """Draws of the importance-weighted bound."""
-    data_sets: int = 1000
-    """Replicated data sets for the coverage of intervals."""
-    data_per_set: int = 100
-    """Data in each of them."""
-    fit_samples: int = 1024
-    """Draws of the local fits whose gaps the intervals are for."""
-    fit_tolerance: float = 1e-3
-    """Their tolerance in nats: what they miss shifts every interval, so it must be small against its half width."""
 
 
 class Case(NamedTuple):
@@ -67,64 +30,6 @@ class Case(NamedTuple):
     exact: Any
     local: Any
     amortized: Any
-
-
-def row(part: str, model: str, method: str, quantity: str, value: Any, error: Any = None, **required: Any) -> dict:
-    """One row; `low` and `high` are what the value must lie between."""
-    low, high = required.get("low"), required.get("high")
-    met = None
-    if low is not None or high is not None:
-        met = bool((low is None or value >= low) and (high is None or value <= high))
-    return {
-        "part": part,
-        "model": model,
-        "method": method,
-        "quantity": quantity,
-        "value": float(value) if np.isfinite(value) else None,
-        "standard_error": None if error is None or not np.isfinite(error) else float(error),
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
-        "met": met,
-    }
-
-
-def factor_analysis(seed: int, dim: int) -> ag.models.FactorAnalysis:
-    """Factor analysis whose posterior is correlated and neither vague nor sharp in any dimension."""
-    loadings = jax.random.normal(jax.random.key(seed), (2 * dim, dim)) / math.sqrt(2 * dim)
-    return ag.models.FactorAnalysis(
-        loadings=1.5 * loadings, mean=jnp.zeros(2 * dim), noise_variance=jnp.full(2 * dim, 0.5)
-    )
-
-
-def poisson_gamma() -> ag.models.PoissonGamma:
-    """Counts with a mean of three and a skewed posterior."""
-    return ag.models.PoissonGamma(shape=jnp.array(1.5), rate=jnp.array(0.5))
-
-
-def models(study: Study) -> Iterator[tuple[str, Any, int]]:
-    """Yield name, model and number of temperatures."""
-    for dim, temperatures in zip(study.dims, (100, 300, 1000), strict=False):
-        yield f"factor analysis, d = {dim}", factor_analysis(study.seed, dim), temperatures
-    yield "Poisson-Gamma", poisson_gamma(), 100
-    mixture = ag.models.MixturePrior(
-        log_weights=jnp.log(jnp.array([0.3, 0.7])),
-        centres=jnp.array([[-2.0], [1.5]]),
-        scales=jnp.array([[0.4], [0.6]]),
-        loadings=jnp.array([[0.5]]),
-        mean=jnp.array([0.2]),
-        noise_variance=jnp.array([0.8]),
-    )
-    yield "mixture prior", mixture, 100
-    decoder = ag.models.deep_latent_gaussian(
-        jax.random.key(study.seed), latent_dim=2, data_dim=10, width=8, depth=1, activation="tanh"
-    )
-    # The fresh weights are scaled up until the posterior is visibly not normal.
-    weights = jax.tree.map(lambda leaf: 2.5 * leaf, decoder.decoder.weights)
-    yield (
-        "nonlinear decoder, d = 2",
-        dataclasses.replace(decoder, decoder=dataclasses.replace(decoder.decoder, weights=weights)),
-        100,
-    )
 
 
 def make_case(study: Study, name: str, model: Any, temperatures: int) -> Case:
@@ -161,8 +66,8 @@ def grid_evidence(model: Any, xs: Any, *, half_width: float = 8.0, points: int =
 def methods(study: Study, case: Case) -> Iterator[dict]:
     """Every method against the exact value of every datum."""
     key = jax.random.key(study.seed + 2)
-    given = {"model": case.model, "family": case.family}
-    annealed = {
+    given: dict[str, Any] = {"model": case.model, "family": case.family}
+    annealed: dict[str, Any] = {
         "num_temperatures": case.temperatures,
         "num_chains": study.num_chains,
         "num_leapfrog": study.num_leapfrog,
@@ -174,6 +79,8 @@ def methods(study: Study, case: Case) -> Iterator[dict]:
             key, case.xs, method="importance", phis=phis, num_samples=study.num_samples, **given, **more
         )
 
+    # A base near the posterior needs a tenth of the temperatures.
+    short: dict[str, Any] = annealed | {"num_temperatures": max(case.temperatures // 10, 3)}
     runs = {
         "importance, optimum": lambda: importance(case.local),
         "importance, optimum and prior": lambda: importance(case.local, defensive=0.2),
@@ -186,7 +93,7 @@ def methods(study: Study, case: Case) -> Iterator[dict]:
             start="q",
             family=case.family,
             phis=case.local,
-            **(annealed | {"num_temperatures": max(case.temperatures // 10, 3)}),
+            **short,
         ),
     }
     if case.model.latent_dim <= 3:
@@ -314,95 +221,3 @@ def _log_slope(counts: Any, widths: Any, errors: Any) -> tuple[float, float]:
     centred = x - np.average(x, weights=weights)
     spread = np.sum(weights * centred**2)
     return float(np.sum(weights * centred * y) / spread), float(spread**-0.5)
-
-
-def coverage(study: Study, level: float = 0.95) -> Iterator[dict]:
-    """How often nominal intervals of the gaps contain the truth, over replicated data sets."""
-    total = study.data_sets * study.data_per_set
-    for name, model, family, encoder, truth, population in (_factor_analysis_case(study), _poisson_gamma_case()):
-        key_data, key_fit, key_gaps = jax.random.split(jax.random.key(study.seed + 5), 3)
-        xs = simulate(key_data, model=model, num_data=total).xs
-        local = ag.fit_local(
-            key_fit,
-            xs,
-            model=model,
-            family=family,
-            init=jax.vmap(encoder)(xs),
-            num_samples=study.fit_samples,
-            tolerance=study.fit_tolerance,
-            chunk_size=2500,
-        )
-        gaps = ag.inference_gaps(
-            key_gaps, xs, model=model, family=family, encoder=encoder, local=local, num_samples=100
-        )
-        exact = dict(zip(("approximation", "amortization"), jax.vmap(truth)(xs), strict=True))
-        exact["inference"] = exact["approximation"] + exact["amortization"]
-
-        def of_set(number: int, gaps=gaps) -> ag.Gaps:
-            rows = slice(number * study.data_per_set, (number + 1) * study.data_per_set)
-            return jax.tree.map(lambda leaf: leaf[rows], gaps)
-
-        sets = [jax.device_get(of_set(number)).estimates() for number in range(study.data_sets)]
-        for gap in ("approximation", "amortization", "inference"):
-            per_set = np.asarray(exact[gap], np.float64).reshape(study.data_sets, -1).mean(axis=1)
-            for over, targets in (("data", np.full(study.data_sets, population[gap])), ("draws", per_set)):
-                ends = [found[gap].interval(level, over=over) for found in sets]
-                inside = [low <= target <= high for (low, high), target in zip(ends, targets, strict=True)]
-                share = np.mean(inside)
-                error = math.sqrt(share * (1 - share) / study.data_sets)
-                yield row("coverage", name, f"interval over {over}", gap, share, error, low=0.93, high=0.97)
-            mean = np.mean([float(found[gap].mean) for found in sets])
-            yield row("coverage", name, "mean over all data minus truth", gap, mean - per_set.mean())
-
-
-def _factor_analysis_case(study: Study) -> tuple:
-    model = factor_analysis(study.seed, 2)
-    family = ag.families.MeanFieldNormal(2)
-    precision = model.posterior_precision()
-    scale = jnp.diag(1.3 * jnp.diag(precision) ** -0.5)
-
-    def encoder(x):
-        return family.from_moments(0.8 * model.posterior_mean(x), scale)
-
-    spread = 0.5 * 2 * (1.3**2 - 1 - 2 * math.log(1.3))
-
-    def truth(x):
-        shift = 0.2 * model.posterior_mean(x)
-        return model.mean_field_kl(), 0.5 * shift @ precision @ shift + spread
-
-    approximation = float(model.mean_field_kl())
-    # E[m' Lambda m] = tr(Lambda - I), since Cov(m) = I - Lambda^-1.
-    amortization = 0.5 * 0.2**2 * (float(jnp.trace(precision)) - 2) + spread
-    return "factor analysis, d = 2", model, family, encoder, truth, _with_sum(approximation, amortization)
-
-
-def _poisson_gamma_case() -> tuple:
-    model = poisson_gamma()
-    family = ag.families.MeanFieldNormal(1)
-
-    def encoder(x):
-        mean, scale = model.normal_optimum(x)
-        return family.from_moments(mean + 0.3 * scale, 1.2 * scale[None, :])
-
-    def truth(x):
-        alpha, beta = model.posterior_parameters(x)
-        mean, scale = model.normal_optimum(x)
-        off, wide = mean[0] + 0.3 * scale[0], 1.2 * scale[0]
-        delta = off + 0.5 * wide**2 - jnp.log(alpha / beta)
-        gap = -0.5 * jnp.log(alpha * wide**2) - alpha * (off - mean[0]) + alpha * jnp.expm1(delta)
-        return model.normal_kl(x), gap
-
-    counts = np.arange(400)
-    shape, rate = float(model.shape), float(model.rate)
-    mass = stats.nbinom.pmf(counts, shape, rate / (rate + 1))
-    parts = jax.vmap(truth)(jnp.asarray(counts, jnp.float32)[:, None])
-    approximation, amortization = (float(mass @ np.asarray(part, np.float64)) for part in parts)
-    return "Poisson-Gamma", model, family, encoder, truth, _with_sum(approximation, amortization)
-
-
-def _with_sum(approximation: float, amortization: float) -> dict[str, float]:
-    return {
-        "approximation": approximation,
-        "amortization": amortization,
-        "inference": approximation + amortization,
-    }

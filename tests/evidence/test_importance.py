@@ -252,4 +252,5 @@ for one, two in zip(jax.tree.leaves(anneal(jax.devices()[:1])), jax.tree.leaves(
 
 def test_two_devices_give_what_one_gives():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    subprocess.run([sys.executable, "-c", DEVICES], check=True, env=os.environ | {"XLA_FLAGS": flags})
+    done = subprocess.run([sys.executable, "-c", DEVICES], check=False, env=os.environ | {"XLA_FLAGS": flags})
+    assert done.returncode == 0

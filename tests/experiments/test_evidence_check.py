@@ -57,13 +57,10 @@ def check_folder(out: Path, parts: tuple[str, ...]) -> list[dict]:
     return rows
 
 
-@pytest.fixture
-def parts(monkeypatch):
-    """The module of the measurements."""
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """Let the modules beside the script be imported."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import evidence_parts
-
-    return evidence_parts
 
 
 def test_one_part_of_the_smoke_preset_writes_table_sidecar_and_figure(tmp_path):
@@ -99,15 +96,20 @@ def test_committed_results_hold_every_requirement_that_was_asked():
     assert all((RESULTS / name).stat().st_size < 2e6 for name in os.listdir(RESULTS))
 
 
-def test_grid_evidence_is_the_closed_form_of_factor_analysis(parts):
-    model = parts.factor_analysis(0, 2)
+def test_grid_evidence_is_the_closed_form_of_factor_analysis():
+    from evidence_parts import grid_evidence
+    from evidence_study import factor_analysis
+
+    model = factor_analysis(0, 2)
     xs = ag.diagnostics.simulate(jax.random.key(3), model=model, num_data=5).xs
-    np.testing.assert_allclose(parts.grid_evidence(model, xs), jax.vmap(model.log_evidence)(xs), rtol=2e-6)
+    np.testing.assert_allclose(grid_evidence(model, xs), jax.vmap(model.log_evidence)(xs), rtol=2e-6)
 
 
-def test_true_gaps_of_the_coverage_are_the_divergences(parts):
+def test_true_gaps_of_the_coverage_are_the_divergences():
     """Against `KL(q || p(z | x))` by sums over the posterior on a fine grid."""
-    _, model, family, encoder, truth, population = parts._poisson_gamma_case()
+    import evidence_coverage
+
+    _, model, family, encoder, truth, population = evidence_coverage._poisson_gamma_case()
     z = jnp.linspace(-9.0, 5.0, 20_001)[:, None]
     for count in (0.0, 2.0, 9.0):
         x = jnp.array([count])
@@ -123,22 +125,25 @@ def test_true_gaps_of_the_coverage_are_the_divergences(parts):
     assert population["inference"] == population["approximation"] + population["amortization"]
 
 
-def test_requirements_compare_with_both_ends(parts):
-    assert parts.row("p", "m", "a", "q", 1.0)["met"] is None
-    assert parts.row("p", "m", "a", "q", 1.0, low=0.5, high=1.5)["met"] is True
-    assert parts.row("p", "m", "a", "q", 1.0, low=1.5)["met"] is False
-    assert parts.row("p", "m", "a", "q", float("nan"), high=1.5)["met"] is False
-    assert parts.row("p", "m", "a", "q", float("inf"))["value"] is None
+def test_requirements_compare_with_both_ends():
+    from evidence_study import row
+
+    assert row("p", "m", "a", "q", 1.0)["met"] is None
+    assert row("p", "m", "a", "q", 1.0, low=0.5, high=1.5)["met"] is True
+    assert row("p", "m", "a", "q", 1.0, low=1.5)["met"] is False
+    assert row("p", "m", "a", "q", float("nan"), high=1.5)["met"] is False
+    assert row("p", "m", "a", "q", float("inf"))["value"] is None
 
 
-def test_figure_shows_what_the_table_says(parts):
+def test_figure_shows_what_the_table_says():
     from evidence_figure import evidence_figure
+    from evidence_study import row
 
     rows = [
-        parts.row("methods", "mixture prior", "importance, optimum", "mean minus exact, nats", -0.02, 0.01),
-        parts.row("sandwich", "fa", "10 temperatures", "mean width, nats", 0.8, 0.1),
-        parts.row("sandwich", "fa", "20 temperatures", "mean width, nats", 0.4, 0.1),
-        parts.row("coverage", "Poisson-Gamma", "interval over data", "inference", 0.95, 0.01, low=0.93, high=0.97),
+        row("methods", "mixture prior", "importance, optimum", "mean minus exact, nats", -0.02, 0.01),
+        row("sandwich", "fa", "10 temperatures", "mean width, nats", 0.8, 0.1),
+        row("sandwich", "fa", "20 temperatures", "mean width, nats", 0.4, 0.1),
+        row("coverage", "Poisson-Gamma", "interval over data", "inference", 0.95, 0.01, low=0.93, high=0.97),
     ]
     figure = evidence_figure(rows)
     bias, width, cover = figure.axes
