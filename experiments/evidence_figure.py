@@ -107,9 +107,9 @@ def _coverage(axes: Axes, shares: list[Row]) -> None:
             elinewidth=1,
             label=label,
         )
-    axes.set_yticks(range(len(groups)), [f"{model.split(',')[0]}\n{gap}" for model, gap in groups], fontsize=7)
-    axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel("coverage (nominal 0.95)", fontsize=8)
     axes.grid(axis="y", visible=False)
     if shares:
+        axes.set_yticks(range(len(groups)), [f"{model.split(',')[0]}\n{gap}" for model, gap in groups], fontsize=7)
+        axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.3, -0.17), frameon=False)
