@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.gaps import Gaps
     from amortgap.inference import AmortizedFit, LocalFit, amortized_vi, fit_local, local_vi, train_vae
-    from amortgap.measure import evaluate_bounds, inference_gaps
+    from amortgap.measure import compare_encoders, evaluate_bounds, inference_gaps
     from amortgap.objectives import cubature_elbo, elbo, iw_bound
 
 _HOMES = {
@@ -39,6 +39,7 @@ _HOMES = {
     "evidence_of_data": "evidence",
     "evidence_bounds": "evidence",
     "aggregate_posterior": "aggregate",
+    "compare_encoders": "measure",
     "evaluate_bounds": "measure",
     "inference_gaps": "measure",
     "Gaps": "gaps",
@@ -63,6 +64,7 @@ __all__ = [
     "LocalFit",
     "aggregate_posterior",
     "amortized_vi",
+    "compare_encoders",
     "cubature_elbo",
     "data",
     "diagnostics",

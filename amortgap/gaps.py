@@ -106,7 +106,8 @@ class Gaps:
       log_evidence, elbo_local, elbo_amortized: per datum, [N]; both ELBOs from the same fresh draws.
       approximation, amortization, inference: the differences, [N].
       log_evidence_standard_error, elbo_local_standard_error, elbo_amortized_standard_error: Monte Carlo, [N].
-      amortization_standard_error: of the paired difference, [N]; shared draws make it smaller than its parts.
+      amortization_standard_error: of the paired difference, [N], taken from the differences of single draws. Where both
+        posteriors are close the noise of shared draws cancels; where they are far apart it may exceed either part's.
       converged: whether the local optimum of the datum met its tolerance, [N].
       suboptimality: estimate of the nats by which the local fit misses its optimum, [N].
       evidence_upper: an upper bound on log p(x), where one is known besides an exact value.
@@ -242,20 +243,29 @@ def _mark(bound: Bound | None, end: float) -> str:
     return f"{'-':>12}" if bound is None else f"{end:>11.4f}{'p' if bound.proven else 'h'}"
 
 
-def paired_difference(first: Float[Array, " N"], second: Float[Array, " N"]) -> Estimate:
+def paired_difference(
+    first: Float[Array, " N"], second: Float[Array, " N"], standard_errors: Float[Array, " N"] | None = None
+) -> Estimate:
     """Return `mean(first - second)` over the same data with the standard error of the paired difference.
 
-    The Monte Carlo part is not separated and reported as zero: it is contained in the spread over data.
+    Formula: `estimate(first - second, standard_errors)`.
+
+    Args:
+      first, second: one value of every datum each, in nats, [N].
+      standard_errors: Monte Carlo standard error of each difference, [N]. None where they are not known: the Monte
+        Carlo part is then NaN, and the error over data still contains it.
     """
-    return estimate(first - second, jnp.zeros_like(first))
+    errors = jnp.full_like(first, jnp.nan) if standard_errors is None else standard_errors
+    return estimate(first - second, errors)
 
 
 def generalization(train: Float[Array, " N"], test: Float[Array, " M"]) -> Estimate:
     """Return how much larger the mean gap is on held-out data, with its standard error over data.
 
-    Formula: `mean(test) - mean(train)`, `SE^2 = var(test) / M + var(train) / N`.
+    Formula: `mean(test) - mean(train)`, `SE^2 = var(test) / M + var(train) / N`; the Monte Carlo part is not known
+    apart from it and NaN.
     """
     difference = jnp.mean(test) - jnp.mean(train)
     error = jnp.sqrt(jnp.var(test, ddof=1) / test.shape[0] + jnp.var(train, ddof=1) / train.shape[0])
     n = test.shape[0]
-    return Estimate(difference, difference * n, error, jnp.zeros_like(error), n)
+    return Estimate(difference, difference * n, error, jnp.full_like(error, jnp.nan), n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,11 @@ from jaxtyping import Array, Float
 from amortgap._checks import check_count, check_key, check_sizes
 from amortgap.evidence.pareto import MIN_DRAWS, empty_tail, keep_tail, tail_shape
 from amortgap.evidence.records import Evidence, _effective, log_mean_error
+from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal
+
+# Positive everywhere, so that no posterior mass is out of their reach.
+_EVERYWHERE = (MeanFieldNormal, FullRankNormal, LowRankNormal)
+_PRIOR_DRAWS, _MISSED_SHARE = 200, 0.01
 
 
 def importance(
@@ -42,7 +48,9 @@ def importance(
 
     Returns:
       Evidence in nats with its Monte Carlo standard error (delta method), effective sample size and Pareto k-hat. If
-      every weight is zero the estimate is -inf with an infinite error.
+      every weight is zero the estimate is -inf with an infinite error. Draws of q cannot tell of posterior mass where q
+      is zero; where the model can be sampled and the family is not known to be positive everywhere, 200 draws of the
+      prior look for it, and k-hat is inf if they find more than a hundredth of p(x).
 
     Raises:
       ValueError: bad key, sizes or counts, phi of another size, a share outside [0, 1), or a share above zero with a
@@ -88,12 +96,36 @@ def importance(
     start = (nothing, nothing, empty_tail(num_samples, nothing.dtype))
     (total, squares, tail), _ = jax.lax.scan(add, start, jnp.arange(blocks))
     effective = _effective(total, squares)
+    shape = tail_shape(tail) if num_samples >= MIN_DRAWS else jnp.full_like(total, jnp.nan)
+    if (
+        not defensive
+        and not isinstance(family, _EVERYWHERE)
+        and _has(model, "sample", "log_prior")
+        and _has(family, "log_prob")
+    ):
+        missed = _missed(jax.random.fold_in(key, blocks), x, model, family, phi)
+        shape = jnp.where(missed > total - jnp.log(float(num_samples)) + math.log(_MISSED_SHARE), jnp.inf, shape)
     share = f", {defensive:g} of them from the prior" if defensive else ""
     return Evidence(
         log_evidence=total - jnp.log(float(num_samples)),
         standard_error=log_mean_error(effective, float(num_samples)),
         effective_sample_size=effective,
-        pareto_k=tail_shape(tail) if num_samples >= MIN_DRAWS else jnp.full_like(total, jnp.nan),
+        pareto_k=shape,
         method=f"importance sampling, {num_samples} draws{share}",
         bias="lower bound",
     )
+
+
+def _has(owner: Any, *names: str) -> bool:
+    return all(hasattr(owner, name) for name in names)
+
+
+def _missed(key: jax.Array, x: Any, model: Any, family: Any, phi: Array) -> Array:
+    """Log of the part of p(x) that lies where q is zero, from draws of the prior; -inf if none of them is there."""
+
+    def log_weight(draw_key: jax.Array) -> Array:
+        z = model.sample(draw_key)[0]
+        log_likelihood = model.log_joint(z, x) - model.log_prior(z)
+        return jnp.where(jnp.isneginf(family.log_prob(z, phi)), log_likelihood, -jnp.inf)
+
+    return logsumexp(jax.vmap(log_weight)(jax.random.split(key, _PRIOR_DRAWS))) - math.log(_PRIOR_DRAWS)

@@ -102,7 +102,7 @@ def evidence_bounds(
       settings: keyword arguments of `bidirectional`.
 
     Returns:
-      Sandwich with a leading axis N.
+      Sandwich with a leading axis N. A warning (`UnreliableEvidence`) names data with bounds that are not finite.
 
     Raises:
       ValueError: as in `bidirectional`, or latents or phis of another shape.
@@ -112,7 +112,9 @@ def evidence_bounds(
     _check_phis(phis, family, xs)
     if latents is not None and jnp.shape(latents) != (num_rows(xs), model.latent_dim):
         raise ValueError(f"latents must have shape {(num_rows(xs), model.latent_dim)}, got {jnp.shape(latents)}")
-    return _sandwich(key, latents, phis, xs, model, family, _hashable(settings), _devices(devices))
+    found = _sandwich(key, latents, phis, xs, model, family, _hashable(settings), _devices(devices))
+    _warn_of_bounds(found)
+    return found
 
 
 def optimum_excess_of_data(
@@ -150,10 +152,24 @@ def warn_unreliable(evidence: Evidence) -> None:
             f"Pareto k-hat above {UNRELIABLE}, the proposal misses posterior mass",
         ),
     ):
-        if bad.any():
-            rows = np.flatnonzero(bad)
-            shown = ", ".join(map(str, rows[:10])) + (", ..." if rows.size > 10 else "")
-            warnings.warn(f"{what}: {rows.size} of {value.size} data, [{shown}]", UnreliableEvidence, stacklevel=3)
+        _warn_of_rows(bad, what)
+
+
+def _warn_of_bounds(found: Sandwich) -> None:
+    if not is_concrete((found.lower, found.upper)):
+        return
+    lower, upper = np.asarray(found.lower), np.asarray(found.upper)
+    _warn_of_rows(np.isneginf(lower), "the lower bound is -inf, every weight is zero")
+    _warn_of_rows(np.isnan(lower) | np.isposinf(lower), "the lower bound is not a number or infinite")
+    _warn_of_rows(~np.isfinite(upper), "the upper bound is not finite")
+
+
+def _warn_of_rows(bad: np.ndarray, what: str) -> None:
+    if bad.any():
+        rows = np.flatnonzero(bad)
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if rows.size > 10 else "")
+        # Reported where the user called the function over data.
+        warnings.warn(f"{what}: {rows.size} of {bad.size} data, [{shown}]", UnreliableEvidence, stacklevel=4)
 
 
 def _devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
@@ -174,7 +190,9 @@ def _check_phis(phis: Any, family: Any, xs: Any) -> None:
 
 def _hashable(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     def freeze(value: Any) -> Any:
-        return tuple(np.asarray(value).tolist()) if np.ndim(value) else value
+        if isinstance(value, (jax.Array, np.ndarray)):
+            value = np.asarray(value).tolist()
+        return tuple(freeze(each) for each in value) if isinstance(value, (list, tuple)) else value
 
     return tuple(sorted((name, freeze(value)) for name, value in settings.items()))
 

@@ -18,12 +18,17 @@ from amortgap.evidence.records import Evidence
 MAX_LATENT_DIM = 3
 # Nodes of one axis; beyond it the outermost weights of the rule leave the range of double precision.
 _MAX_NODES = 128
+# Standard deviations of the posterior that the nodes reach at most.
+_REACH = 10.0
 
 
 def _rule(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Return nodes u [n^dim, dim] and log weights of `integral f(u) du = sum_j exp(l_j) f(u_j)`."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
     log_weights = np.log(weights) + 0.5 * nodes**2
+    # Beyond some forty nodes the outermost lie where no posterior has mass; drawn together they resolve it better.
+    together = min(1.0, _REACH / nodes.max())
+    nodes, log_weights = together * nodes, log_weights + math.log(together)
     grid = np.array(list(itertools.product(nodes, repeat=dim)))
     total = np.array(list(itertools.product(log_weights, repeat=dim))).sum(axis=1)
     return grid, total
@@ -42,8 +47,9 @@ def quadrature(
     """Compute log p(x) of one datum by adaptive Gauss-Hermite quadrature.
 
     Formula: `log sum_j |L| w_j exp(u_j' u_j / 2) p(x, m + L u_j)`, u_j and w_j the product rule for the standard
-    normal weight. Centre m and scale L start at the moments of q(z; phi) and are replaced `num_refinements` times by
-    the posterior moments that the rule itself yields.
+    normal weight, or for a narrower one where the nodes would reach beyond ten standard deviations. Centre m and scale
+    L start at the moments of q(z; phi) and are replaced `num_refinements` times by the posterior moments that the rule
+    itself yields.
 
     Args:
       key: typed key; used only where the moments of q have to be taken from draws.

@@ -41,16 +41,17 @@ def sigmoid_temperatures(num_temperatures: int, *, steepness: float = 4.0) -> Fl
 
 def check_temperatures(temperatures: Any) -> Float[Array, " T"]:
     """Return temperatures as an array, refusing fewer than two or any that do not increase from 0 to 1."""
-    array = jnp.asarray(temperatures, jnp.zeros(()).dtype)
-    if array.ndim != 1 or array.shape[0] < 2:
-        raise ValueError(f"temperatures must be at least two numbers in one row, got shape {array.shape}")
-    if is_concrete(array):
-        host = np.asarray(array)
+    shape = np.shape(temperatures)
+    if len(shape) != 1 or shape[0] < 2:
+        raise ValueError(f"temperatures must be at least two numbers in one row, got shape {shape}")
+    # Inside `jit` even an array made from a list counts as traced; the list itself can still be looked at.
+    if is_concrete(temperatures):
+        host = np.asarray(temperatures)
         if host[0] != 0 or host[-1] != 1 or not np.all(np.diff(host) > 0):
             raise ValueError(
                 f"temperatures must increase strictly from 0 to 1, got {np.array2string(host, threshold=8)}"
             )
-    return array
+    return jnp.asarray(temperatures, jnp.zeros(()).dtype)
 
 
 def constant_ess_temperatures(

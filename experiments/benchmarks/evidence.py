@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import statistics
 import sys
 import time
@@ -85,7 +84,10 @@ def importance_sampling(args: Args, model, family, xs) -> list[dict]:
     settings, devices = (("num_samples", args.draws),), tuple(jax.devices()[:1])
     shapes = jnp.zeros((1000, family.size)), jnp.zeros((1000, SIZES[-1]))
     compiled = _evidence.lower(key, *shapes, model, family, "importance", settings, devices).compile()
-    memory = getattr(compiled.memory_analysis(), "temp_size_in_bytes", math.nan) / 2**20
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise RuntimeError("this backend does not say how much memory a compiled program takes")
+    memory = analysis.temp_size_in_bytes / 2**20
     phis = jnp.zeros((args.points, family.size)).at[:, SIZES[0] :].set(-1.0)
     weights = [jax.random.normal(key, shape) / 10 for shape in itertools.pairwise(SIZES)]
     rows = 1000

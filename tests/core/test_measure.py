@@ -159,6 +159,8 @@ def test_arithmetic_of_estimates():
     assert np.isnan(estimate(values[:1], errors[:1]).data_standard_error)
     paired = paired_difference(values, values - jnp.array([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(paired[:3], (2.0, 6.0, 3**-0.5), rtol=1e-6)
+    paired = paired_difference(values, values - 1, errors)
+    np.testing.assert_allclose(paired, (1.0, 3.0, 0.0, 1.3 / 3, 3), atol=1e-6)
     worse = generalization(values, values + jnp.array([1.0, -2.0, 4.0]))
     np.testing.assert_allclose(worse.mean, 1.0, rtol=1e-6)
     variances = np.var([2.0, 0, 10], ddof=1) / 3 + np.var([1.0, 2, 6], ddof=1) / 3

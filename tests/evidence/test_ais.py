@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import amortgap as ag
-from amortgap.evidence import ais, bidirectional, linear_temperatures, sigmoid_temperatures
+from amortgap.evidence import UnreliableEvidence, ais, bidirectional, linear_temperatures, sigmoid_temperatures
 from amortgap.evidence.ais import make_settings, pilot_repeats, plan
 from amortgap.evidence.hmc import make_path, place, transition
 
@@ -22,7 +23,7 @@ def test_sandwich_holds_in_expectation_and_its_weights_are_unbiased(factor_analy
         simulated.xs,
         model=factor_analysis,
         latents=simulated.latents,
-        num_temperatures=8,
+        num_temperatures=20,
         num_chains=4,
         num_leapfrog=3,
     )
@@ -200,6 +201,72 @@ def test_adaptive_schedule_evens_out_the_conditional_effective_sample_size(facto
 def test_bad_input_is_refused_by_name(factor_analysis, key, change, message):
     with pytest.raises(ValueError, match=message):
         ag.log_evidence(key, jnp.zeros(3), model=factor_analysis, method="ais", **change)
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "message"),
+    [
+        ([0.0, 0.6, 0.5, 1.0], "must increase strictly from 0 to 1"),
+        ([0.0, 0.5], "must increase strictly from 0 to 1"),
+        ([[0.0, 1.0]], r"at least two numbers in one row, got shape \(1, 2\)"),
+    ],
+)
+def test_bad_temperatures_are_refused_over_data_too(factor_analysis, simulated, key, temperatures, message):
+    """The functions over data compile what they call, where values can hide."""
+    with pytest.raises(ValueError, match=message):
+        ag.evidence_of_data(key, simulated.xs, model=factor_analysis, method="ais", temperatures=temperatures)
+    with pytest.raises(ValueError, match=message):
+        ag.evidence_bounds(key, simulated.xs, model=factor_analysis, temperatures=temperatures)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """A standard normal latent; the likelihood is one above x and zero below, so that `p(x) = Phi(-x)`."""
+
+    latent_dim = 1
+
+    def log_prior(self, z):
+        return -0.5 * z[0] ** 2 - 0.5 * jnp.log(2 * jnp.pi)
+
+    def log_likelihood(self, z, x):
+        return jnp.where(z[0] > x[0], 0.0, -jnp.inf)
+
+    def sample(self, key):
+        return jax.random.normal(key, (1,)), jnp.zeros(1)
+
+
+def test_likelihoods_of_zero_weigh_nothing_and_data_out_of_reach_are_named(key):
+    xs = jnp.array([[0.0], [100.0], [1.0]])
+    settings = {"model": Threshold(), "num_temperatures": 5, "num_chains": 500, "num_leapfrog": 2}
+    with pytest.warns(UnreliableEvidence, match=r"log p\(x\) is -inf, every weight is zero: 1 of 3 data, \[1\]"):
+        found = ag.evidence_of_data(key, xs, method="ais", **settings)
+    exact = stats.norm.logsf(np.asarray(xs)[:, 0])
+    for i in (0, 2):
+        assert abs(float(found.log_evidence[i]) - exact[i]) < 4 * float(found.standard_error[i]) < 0.5
+    assert np.isneginf(found.log_evidence[1]) and np.isposinf(found.standard_error[1])
+    with pytest.warns(UnreliableEvidence) as told:
+        bounds = ag.evidence_bounds(key, xs, num_warmup=5, **settings)
+    assert "the lower bound is -inf, every weight is zero: 1 of 3 data, [1]" in {str(each.message) for each in told}
+    assert np.isneginf(bounds.lower[1]) and np.all(np.isfinite(bounds.lower[jnp.array([0, 2])]))
+
+
+def test_adaptive_temperatures_leave_the_weights_unbiased(factor_analysis, simulated, key):
+    """They are fixed by a pilot run of other chains: `E[w] = p(x)` over one hundred and twenty data."""
+    found = ag.evidence_of_data(
+        key,
+        simulated.xs,
+        model=factor_analysis,
+        method="ais",
+        schedule="adaptive",
+        num_temperatures=8,
+        num_chains=8,
+        num_leapfrog=3,
+    )
+    difference = np.asarray(found.log_evidence - jax.vmap(factor_analysis.log_evidence)(simulated.xs))
+    ratio = np.exp(difference)
+    assert abs(ratio.mean() - 1) < 4 * ratio.std(ddof=1) / ratio.size**0.5
+    assert difference.mean() < 0
 
 
 def test_a_log_joint_alone_has_no_prior_to_start_from(key):

@@ -199,3 +199,80 @@ def test_two_encoders_are_compared_on_the_same_data(key):
     found = ag.gaps.paired_difference(shared + own + 0.3, shared)
     np.testing.assert_allclose(found.data_standard_error, 0.1 / 20, rtol=0.15)
     assert abs(float(found.mean) - 0.3) < 4 * float(found.data_standard_error)
+    # Errors that were not given are unknown, not zero.
+    assert np.isnan(found.monte_carlo_standard_error)
+
+
+def test_difference_of_the_gaps_of_two_encoders_is_the_closed_form(factor_analysis, simulated, key):
+    """One encoder shortens the posterior mean, the other shifts it; both keep the best scales."""
+    family = ag.families.MeanFieldNormal(2)
+    precision = factor_analysis.posterior_precision()
+    scale = jnp.diag(jnp.diag(precision) ** -0.5)
+
+    def short(x):
+        return family.from_moments(0.7 * factor_analysis.posterior_mean(x), scale)
+
+    def shifted(x):
+        return family.from_moments(factor_analysis.posterior_mean(x) + 0.2, scale)
+
+    def compare(first, second):
+        return ag.compare_encoders(
+            key, simulated.xs, model=factor_analysis, family=family, first=first, second=second, num_samples=50
+        )
+
+    means = jax.vmap(factor_analysis.posterior_mean)(simulated.xs)
+    of_short = 0.5 * 0.3**2 * jnp.sum((means @ precision) * means, axis=1)
+    of_shifted = 0.5 * 0.2**2 * jnp.sum(precision)
+    truth = of_short - of_shifted
+    found = compare(short, shifted)
+    assert abs(float(found.mean - jnp.mean(truth))) < 4 * float(found.monte_carlo_standard_error) < 0.1
+    # The variance over data is that of the true difference plus that of the draws.
+    expected = jnp.hypot(jnp.std(truth, ddof=1) / 120**0.5, found.monte_carlo_standard_error)
+    np.testing.assert_allclose(found.data_standard_error, expected, rtol=0.2)
+    np.testing.assert_allclose(compare(shifted, short).mean, -found.mean, rtol=1e-5)
+    same = compare(short, short)
+    assert same.mean == 0 and same.monte_carlo_standard_error == 0
+    with pytest.raises(ValueError, match=r"second is no encoder of this family.*family.size = 4, got \(3,\)"):
+        compare(short, lambda x: x)
+
+
+def test_intervals_of_all_gaps_hold_the_truth_as_often_as_they_say(factor_analysis, key):
+    """Three hundred data sets of 100 data, an encoder that shortens the mean, the optimum in closed form."""
+    sets, size = 300, 100
+    family = ag.families.MeanFieldNormal(2)
+    precision = factor_analysis.posterior_precision()
+    scale = jnp.diag(jnp.diag(precision) ** -0.5)
+    xs = ag.diagnostics.simulate(key, model=factor_analysis, num_data=sets * size).xs
+    means = jax.vmap(factor_analysis.posterior_mean)(xs)
+
+    def encoder(x):
+        return family.from_moments(0.7 * factor_analysis.posterior_mean(x), 1.2 * scale)
+
+    gaps = ag.inference_gaps(
+        jax.random.fold_in(key, 1),
+        xs,
+        model=factor_analysis,
+        family=family,
+        encoder=encoder,
+        local=local_fit(jax.vmap(lambda mean: family.from_moments(mean, scale))(means)),
+        num_samples=40,
+    )
+    spread = 0.5 * 2 * (1.2**2 - 1 - 2 * np.log(1.2))
+    exact = {
+        "approximation": jnp.full(xs.shape[0], factor_analysis.mean_field_kl()),
+        "amortization": 0.5 * 0.3**2 * jnp.sum((means @ precision) * means, axis=1) + spread,
+    }
+    exact["inference"] = exact["approximation"] + exact["amortization"]
+    # E[m' Lambda m] = tr(Lambda - I), since Cov(m) = I - Lambda^-1.
+    population = {"approximation": exact["approximation"][0]}
+    population["amortization"] = 0.5 * 0.3**2 * (jnp.trace(precision) - 2) + spread
+    population["inference"] = population["approximation"] + population["amortization"]
+    found = jax.device_get(
+        [jax.tree.map(lambda leaf, n=n: leaf[n * size : (n + 1) * size], gaps).estimates() for n in range(sets)]
+    )
+    for name, truth in exact.items():
+        of_sets = np.asarray(truth).reshape(sets, size).mean(axis=1)
+        for over, targets in (("data", np.full(sets, population[name])), ("draws", of_sets)):
+            ends = [each[name].interval(0.95, over=over) for each in found]
+            share = np.mean([low <= t <= high for (low, high), t in zip(ends, targets, strict=True)])
+            assert abs(share - 0.95) < 4 * (0.95 * 0.05 / sets) ** 0.5, (name, over, share)

@@ -131,6 +131,46 @@ def test_a_datum_without_weight_is_minus_infinity_and_named(key):
     assert np.isneginf(mean.mean) and np.isposinf(mean.data_standard_error)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Uniform within `width / 2` of phi: zero everywhere else."""
+
+    width: float = dataclasses.field(metadata={"static": True})
+    latent_dim = 1
+    size = 1
+
+    def log_prob(self, z, phi):
+        return jnp.where(jnp.abs(z[0] - phi[0]) < self.width / 2, -jnp.log(self.width), -jnp.inf)
+
+    def sample_and_log_prob(self, key, phi):
+        z = phi + self.width * (jax.random.uniform(key, (1,)) - 0.5)
+        return z, self.log_prob(z, phi)
+
+
+def test_a_proposal_without_density_where_the_posterior_lives_is_told(key):
+    """Its weights are bounded and look harmless; posterior standard normal to 1/3 of the variance, boxes around 0."""
+    model = ag.models.FactorAnalysis(loadings=jnp.ones((2, 1)), mean=jnp.zeros(2), noise_variance=jnp.ones(2))
+    xs = jnp.zeros((3, 2))
+    exact = np.asarray(jax.vmap(model.log_evidence)(xs))
+    settings = {"model": model, "method": "importance", "num_samples": 2000}
+    # Beside the posterior, on half of it, and within 0.6 standard deviations of its mean.
+    phis = jnp.array([[3.0], [0.5], [0.0]])
+    with pytest.warns(UnreliableEvidence, match=r"k-hat above 0.7.*3 of 3 data, \[0, 1, 2\]"):
+        found = ag.evidence_of_data(key, xs, family=Box(0.7), phis=phis, **settings)
+    assert np.all(np.isposinf(found.pareto_k))
+    inside = stats.norm.cdf(np.asarray(phis)[:, 0] + 0.35, scale=3**-0.5)
+    inside -= stats.norm.cdf(np.asarray(phis)[:, 0] - 0.35, scale=3**-0.5)
+    # What it converges to is log p(x) plus the log of the posterior mass that it reaches.
+    np.testing.assert_allclose(found.log_evidence, exact + np.log(inside), atol=0.15)
+    # A box of seven standard deviations leaves out 5e-4 of the mass, no warning (warnings are errors here).
+    wide = ag.evidence_of_data(key, xs, family=Box(4.04), phis=0 * phis, **settings)
+    assert float(jnp.max(wide.pareto_k)) < 0.7
+    # The share of the prior reaches all of it.
+    mixed = ag.evidence_of_data(key, xs, family=Box(0.7), phis=phis, defensive=0.5, **settings)
+    assert np.all(np.abs(mixed.log_evidence - exact) < 4.5 * mixed.standard_error)
+
+
 def test_some_weights_may_be_zero(key):
     """Half of the proposal lies outside the support: its mass is one half."""
     model = ag.models.from_log_joint(
@@ -180,6 +220,14 @@ def test_records_are_dataclasses_of_arrays(factor_analysis, key):
     assert exact.standard_error == 0 and exact.bias == "none"
 
 
+def test_data_that_cannot_be_the_models_are_refused_before_computing(factor_analysis, key):
+    for function in (ag.evidence_of_data, ag.evidence_bounds):
+        with pytest.raises(ValueError, match=r"xs holds 1 NaN or infinite entries, in rows 2"):
+            function(key, jnp.zeros((4, 3)).at[2, 1].set(jnp.nan), model=factor_analysis)
+        with pytest.raises(ValueError, match=r"xs must have shape \[N, 3\], got \(4, 5\)"):
+            function(key, jnp.zeros((4, 5)), model=factor_analysis)
+
+
 DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 import amortgap as ag
@@ -192,6 +240,13 @@ def run(devices):
     ).log_evidence
 assert len(jax.devices()) == 2
 np.testing.assert_allclose(run(jax.devices()[:1]), run(None), rtol=1e-6)
+def anneal(devices):
+    return ag.evidence_bounds(
+        jax.random.key(0), xs, model=model, latents=jnp.ones((5, 1)), num_temperatures=3, num_chains=2,
+        num_leapfrog=1, num_pilots=2, devices=devices,
+    )
+for one, two in zip(jax.tree.leaves(anneal(jax.devices()[:1])), jax.tree.leaves(anneal(None)), strict=True):
+    np.testing.assert_allclose(one, two, rtol=1e-5)
 """
 
 
