@@ -16,6 +16,11 @@ os.environ["MPLBACKEND"] = "Agg"
 # As in `amortgap/__init__.py`: jax may compute here before the package is imported.
 os.environ.setdefault("PJRT_NPROC", "16")
 
+# Two processes that share two cores hand small arrays from core to core and spend most of their time waiting.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 import hypothesis
 import jax
 import pytest
