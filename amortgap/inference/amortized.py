@@ -234,6 +234,8 @@ def _train(
     steps_per_round = -(-num_steps // (2 * rounds_per_cycle))
     eval_samples += eval_samples % 2
     if optimizer == "lbfgs":
+        if devices is not None:
+            raise ValueError(f"devices must be None with optimizer 'lbfgs', which computes on one, got {devices}")
         whole = FullBatch(steps_per_round, 2 * rounds_per_cycle, num_samples, eval_samples, estimator, antithetic)
         return train_full_batch(key, xs, validation, model, family, encoder, whole, progress)
     settings = _Settings(

@@ -44,6 +44,48 @@ def train(key, family, encoder, **settings):
     return ag.amortized_vi(key, XS, model=MODEL, family=family, encoder=encoder, **settings)
 
 
+@pytest.mark.parametrize(("family", "rank"), [(FAMILY, 1), (MEAN_FIELD, 2)])
+def test_lbfgs_with_cubature_meets_the_closed_form_ladder_to_float_precision(key, family, rank):
+    fit = ag.amortized_vi(
+        key, XS, model=MODEL, family=family, encoder=make(family, rank, key), optimizer="lbfgs", estimator="cubature",
+        num_steps=80, num_evaluations=4,
+    )  # fmt: skip
+    assert abs(exact_gap(family, fit.encoder) - MODEL.rank_gap(XS, rank)) < 2e-5
+    assert fit.finite
+    assert abs(fit.change) < 1e-3
+
+
+def test_lbfgs_on_fixed_draws_raises_the_elbo_and_runs_under_vmap(key):
+    encoders = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make(FAMILY, 2, k) for k in jax.random.split(key, 2)])
+    settings = {"optimizer": "lbfgs", "num_steps": 12, "num_evaluations": 2, "num_samples": 8, "antithetic": True}
+
+    def run(encoder):
+        return ag.amortized_vi(key, XS, model=MODEL, family=FAMILY, encoder=encoder, **settings)
+
+    fits = jax.vmap(run)(encoders)
+    one = run(jax.tree.map(lambda leaf: leaf[1], encoders))
+    np.testing.assert_allclose(fits.trace.elbo[1], one.trace.elbo, rtol=1e-2)
+    assert (fits.trace.elbo[:, -1] > fits.trace.elbo[:, 0] - 0.05).all()
+    assert exact_gap(FAMILY, one.encoder) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer must be one of .*'sgd'"),
+        (
+            {"optimizer": "lbfgs", "estimator": "sticking_the_landing"},
+            "estimator must be one of .*'sticking_the_landing'",
+        ),
+        ({"optimizer": "lbfgs", "devices": jax.devices()}, "devices must be None"),
+        ({"estimator": "cubature"}, "estimator must be one of .*'cubature'"),
+    ],
+)
+def test_estimator_and_optimizer_must_fit(key, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ag.amortized_vi(key, XS, model=MODEL, family=FAMILY, encoder=make(FAMILY, 1, key), **settings)
+
+
 @pytest.mark.parametrize(("family", "rank"), [(FAMILY, 2), (FAMILY, 1), (MEAN_FIELD, 0)])
 def test_trained_encoders_reach_the_closed_form_ladder(key, family, rank):
     fit = train(key, family, make(family, rank, key))

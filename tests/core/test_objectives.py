@@ -61,6 +61,26 @@ def test_mean_is_log_p_minus_kl(key, estimator, antithetic):
     assert abs(draws.mean() - want) < 5 * error
 
 
+@pytest.mark.parametrize("family", [FAMILY, ag.families.MeanFieldNormal(2), ag.families.LowRankNormal(2, rank=1)])
+def test_cubature_is_exact_for_a_quadratic_log_joint(key, family):
+    phi = 0.5 * jax.random.normal(key, (family.size,))
+    mean, scale_tril = family.moments(phi)
+    full = FAMILY.from_moments(mean, scale_tril)
+    value = ag.cubature_elbo(phi, X, model=MODEL, family=family)
+    np.testing.assert_allclose(value, MODEL.log_evidence(X) - kl_to_posterior(full), rtol=1e-5)
+
+
+def test_cubature_needs_a_family_with_transform_and_entropy():
+    class Bare:
+        size = 5
+        latent_dim = 2
+
+    with pytest.raises(ValueError, match=r"family.transform and family.entropy, Bare lacks one"):
+        ag.cubature_elbo(PHI, X, model=MODEL, family=Bare())
+    with pytest.raises(ValueError, match=r"phi must have shape \(5,\)"):
+        ag.cubature_elbo(PHI[:3], X, model=MODEL, family=FAMILY)
+
+
 def test_draws_are_independent_and_elbo_is_their_mean(key):
     draws = draw(key, PHI, X, num_samples=4000)
     assert np.unique(np.asarray(draws)).size > 3900
