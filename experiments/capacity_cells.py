@@ -63,9 +63,10 @@ def _key(purpose: str, number: int = 0) -> jax.Array:
 
 def group(study: Study) -> tuple:
     """Return what the cells of one compiled call share; widths up to 32 are padded to one shape."""
-    padded = study.latent_dim if study.model == "factor_analysis" else max(study.width, 32)
-    shape = padded if study.width else 0
-    return dataclasses.astuple(dataclasses.replace(study, width=shape, seed=0))
+    if study.model == "factor_analysis":
+        return dataclasses.astuple(dataclasses.replace(study, width=study.latent_dim, seed=0))
+    depth = max(study.depth, 1)
+    return dataclasses.astuple(dataclasses.replace(study, width=max(study.width, 32), depth=depth, seed=0))
 
 
 class Compute:
@@ -183,7 +184,10 @@ def make_encoder(study: Study, family: Any, xs: np.ndarray) -> Any:
     """Return the untrained encoder of a cell."""
     key = _key("encoder weights", study.seed)
     if study.width == 0:
-        return ag.encoders.constant(key, xs.shape[1], family)
+        # Zero weights have zero gradients, so that all but the last bias stay zero: the constant encoder, in a shape
+        # that shares the compiled call of its group.
+        smallest = make_encoder(dataclasses.replace(study, width=1, depth=max(study.depth, 1)), family, xs)
+        return dataclasses.replace(smallest, network=jax.tree.map(jnp.zeros_like, smallest.network))
     if study.model == "factor_analysis":
         return ag.encoders.linear(key, xs.shape[1], family, rank=study.width, standardize=xs)
     return ag.encoders.mlp(key, xs.shape[1], family, width=study.width, depth=study.depth)
@@ -339,6 +343,8 @@ def _result(
 ) -> CellResult:
     change, error, finite = (getattr(fit, name)[index] for name in _TRAINING)
     kind = "constant" if study.width == 0 else "linear" if study.model == "factor_analysis" else "mlp"
+    # What a constant encoder trains is one phi.
+    parameters = encoder.num_weights if study.width else make_family(study.family, study.latent_dim).size
     common = {
         "model": study.model,
         "decoder": study.decoder,
@@ -347,7 +353,7 @@ def _result(
         "depth": study.depth,
         "capacity": study.width,
         "seed": study.seed,
-        "encoder_parameters": encoder.num_weights,
+        "encoder_parameters": parameters,
         "training_steps": steps,
         "training_change": float(change),
         "training_change_se": float(error),
