@@ -202,6 +202,20 @@ class Gaps:
                 ends.append(estimate(bound.value, bound.standard_error).interval(level, over="draws")[side])
         return ends[0], ends[1]
 
+    def resolved(self, name: str) -> bool:
+        """Return whether the mean of a gap stands out from the noise of its draws.
+
+        Formula: `|mean| > 2 se`, se from the draws. A gap that does not is still reported, with its sign: more draws
+        resolve it.
+
+        Raises:
+          ValueError: an unknown name.
+        """
+        estimates = self.estimates()
+        if name not in estimates:
+            raise ValueError(f"name must be one of {', '.join(map(repr, estimates))}, got {name!r}")
+        return bool(jnp.abs(estimates[name].mean) > 2 * estimates[name].monte_carlo_standard_error)
+
     def summary(self, level: float = 0.95) -> str:
         """Return a table in plain text: means in nats per datum, both standard errors, and bounds where they exist."""
         n = self.elbo_local.shape[0]
@@ -219,6 +233,9 @@ class Gaps:
             "p proven in expectation, h heuristic, - none"
         )
         lines.append(f"{n} data; log p(x) by {self.evidence_method} (bias: {self.evidence_bias})")
+        unclear = ", ".join(name for name in ("approximation", "amortization", "inference") if not self.resolved(name))
+        if unclear:
+            lines.append(f"not resolved from zero (within two standard errors over draws): {unclear}")
         missed = [int(i) for i in jnp.flatnonzero(~self.converged)[:10]]
         lines.append(
             f"local optimum: {n - int(jnp.sum(~self.converged))} of {n} data within tolerance, estimated shortfall "

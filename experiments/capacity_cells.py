@@ -338,6 +338,11 @@ _TRAINING = ("change", "change_standard_error", "finite")
 _OF_ENCODER = ("kl_amortized", "amortization_gap", "elbo_amortized", "gap_q")
 
 
+def _broken_at(trace: Any) -> int:
+    good = np.isfinite(trace.batch_elbo) & np.isfinite(trace.elbo)
+    return int(np.asarray(trace.step)[np.argmin(good)])
+
+
 def _result(
     study: Study, fit: ag.AmortizedFit, rows: list[dict[str, Any]], encoder: Any, steps: int, index: int
 ) -> CellResult:
@@ -359,9 +364,10 @@ def _result(
         "training_change_se": float(error),
         "converged": bool(finite) and abs(float(change)) <= study.convergence_tolerance,
     }
-    message = (
-        "" if bool(finite) else f"training met a value that is not finite within {steps} steps; no gap is reported"
-    )
+    message = ""
+    if not bool(finite):
+        step = _broken_at(jax.tree.map(lambda leaf: leaf[index], fit.trace))
+        message = f"training met a value that is not finite by step {step} of {steps}; no gap is reported"
     if not bool(finite):
         rows = [row | dict.fromkeys((name for name in row if name.startswith(_OF_ENCODER)), math.nan) for row in rows]
     return CellResult(rows=[common | row for row in rows], message=message)

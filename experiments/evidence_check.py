@@ -13,7 +13,7 @@ temperatures. *Coverage*: nominal 95 % intervals of the three gaps must contain 
 replicated data sets.
 
 Writes OUT/table.csv, OUT/table.json and OUT/evidence_check.{pdf,png}; the exit status is 1 if any row of the
-default preset misses its bound.
+default preset misses its bound. Every model and part is a cell of a sweep: run again with the same OUT to resume.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from amortgap.runtime import prepare_compiler
 
@@ -33,10 +35,10 @@ from evidence_parts import bound_against_draws, make_case, methods, sandwich_lad
 from evidence_study import Study, models
 
 from amortgap.figures import save
+from amortgap.sweep import CellResult, Column, Schema, make_cells, read_csv
 from amortgap.sweep.config import parse_args
-from amortgap.sweep.files import write_atomic
+from amortgap.sweep.script import Flat, SweepOptions, run_sweep
 from amortgap.sweep.sidecar import write_sidecar
-from amortgap.sweep.table import Column, Schema, Table, csv_text
 
 SCHEMA = Schema(
     version=1,
@@ -55,16 +57,29 @@ SCHEMA = Schema(
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """One cell: a part of the check, on one model where a part has several."""
+
+    study: Study
+    name: str
+    model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Args:
     """Flags of the check."""
 
     study: Study = dataclasses.field(default_factory=Study)
-    parts: tuple[str, ...] = ("methods", "draws", "sandwich", "coverage")
+    parts: tuple[Literal["methods", "draws", "sandwich", "coverage"], ...] = (
+        "methods",
+        "draws",
+        "sandwich",
+        "coverage",
+    )
     """Parts to measure."""
     enforce: bool = True
     """Exit with status 1 if a requirement is missed; the smoke preset is too small to meet them."""
-    out: Path = Path("results/evidence_check")
-    """Folder of the results."""
+    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=Path("results/evidence_check")))
 
 
 PRESETS = {
@@ -88,53 +103,61 @@ PRESETS = {
 }
 
 
-def measure(args: Args) -> list[dict]:
-    """Return the rows of all parts, saying on standard error what is being measured."""
-    rows = []
+OF_MODEL = {"methods": methods, "draws": bound_against_draws}
+OF_ALL = {"sandwich": sandwich_ladder, "coverage": coverage}
 
-    def say(what: str) -> None:
-        print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
 
-    if {"methods", "draws"} & set(args.parts):
-        for name, model, temperatures in models(args.study):
-            say(name)
-            case = make_case(args.study, name, model, temperatures)
-            if "methods" in args.parts:
-                rows += methods(args.study, case)
-            if "draws" in args.parts:
-                rows += bound_against_draws(args.study, case)
-    for part, function in (("sandwich", sandwich_ladder), ("coverage", coverage)):
-        if part in args.parts:
-            say(part)
-            rows += function(args.study)
-    return rows
+def configurations(args: Args) -> list[Part]:
+    """Return the parts that were asked for, those of one model side by side."""
+    wanted = [part for part in OF_MODEL if part in args.parts]
+    names = [name for name, _, _ in models(args.study)] if wanted else []
+    cells = [Part(args.study, part, name) for name in names for part in wanted]
+    return cells + [Part(args.study, part) for part in OF_ALL if part in args.parts]
+
+
+def group(part: Part) -> str:
+    """Return what the parts of one call share: the model with its data and fits."""
+    return part.model or part.name
+
+
+def compute(parts: Sequence[Part]) -> list[CellResult]:
+    """Return the rows of each part."""
+    study, name = parts[0].study, parts[0].model
+    if not name:
+        return [CellResult(rows=list(OF_ALL[part.name](part.study))) for part in parts]
+    model, temperatures = next((model, count) for other, model, count in models(study) if other == name)
+    case = make_case(study, name, model, temperatures)
+    return [CellResult(rows=list(OF_MODEL[part.name](study, case))) for part in parts]
 
 
 def main() -> int:
     """Measure, write table, figure and sidecar, and return the exit status."""
     args = parse_args(Args, presets=PRESETS, description=__doc__)
     began = time.perf_counter()
-    rows = measure(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    table = args.out / "table.csv"
-    write_atomic(table, csv_text(Table(SCHEMA.columns, rows)).encode())
-    files = [table, *save(evidence_figure(rows), args.out, "evidence_check")]
+    cells = make_cells(configurations(args), schema_version=SCHEMA.version)
+    summary = run_sweep(cells, compute, args.sweep, schema=SCHEMA, group_by=group)
+    if args.sweep.dry_run or summary.exit_status == 130:
+        return summary.exit_status
+    out = args.sweep.out
+    table = out / "table.csv"
+    rows = read_csv(table, SCHEMA).rows
+    files = [table, *save(evidence_figure(rows), out, "evidence_check")]
     missed = [row for row in rows if row["met"] is False]
     checked = sum(row["met"] is not None for row in rows)
-    seconds = round(time.perf_counter() - began, 1)
-    write_sidecar(
-        args.out / "table.json",
-        config=args,
-        files=files,
-        schema=SCHEMA,
-        seconds=seconds,
-        checked=checked,
-        missed=len(missed),
-    )
+    if summary.computed or not (out / "table.json").exists():
+        write_sidecar(
+            out / "table.json",
+            config=args,
+            files=files,
+            schema=SCHEMA,
+            seconds=round(time.perf_counter() - began, 1),
+            checked=checked,
+            missed=len(missed),
+        )
     for row in missed:
         print(f"missed: {row}")
     print(f"{checked - len(missed)} of {checked} requirements met; table: {table}")
-    return 1 if missed and args.enforce else 0
+    return summary.exit_status or (1 if missed and args.enforce else 0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Gaps: exact arithmetic, calibrated standard errors, and nothing clipped."""
 
+import dataclasses
 import re
 
 import jax
@@ -102,6 +103,18 @@ def test_a_negative_gap_is_shown_and_not_clipped():
     assert np.all(bad.amortization < -1)
     assert bad.estimates()["amortization"].mean < -1
     assert re.search(r"^amortization +-\d", bad.summary(), re.M)
+
+
+def test_a_gap_below_its_noise_is_called_unresolved(gaps):
+    assert gaps.resolved("inference")
+    flat = dataclasses.replace(
+        gaps, elbo_amortized=gaps.elbo_local + 1e-3, amortization_standard_error=jnp.full(gaps.elbo_local.shape, 0.1)
+    )
+    assert not flat.resolved("amortization")
+    assert flat.estimates()["amortization"].mean < 0  # kept with its sign
+    assert re.search(r"^not resolved from zero .*: .*amortization", flat.summary(), re.M)
+    with pytest.raises(ValueError, match="'width'"):
+        gaps.resolved("width")
 
 
 def test_standard_errors_are_calibrated():

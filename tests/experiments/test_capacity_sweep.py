@@ -68,6 +68,7 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
     import capacity_cells
     from capacity_study import Study
 
+    from amortgap.inference.amortized_fit import Trace
     from amortgap.sweep import make_cells, open_store, run_cells
 
     row = {"split": "train", "kl_local": 1.0, "kl_amortized": 2.0, "amortization_gap": 1.0, "gap_q050": 1.0}
@@ -75,7 +76,9 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
 
     def compute(studies):
         ends = np.array([study.seed != 1 for study in studies])
-        fit = types.SimpleNamespace(change=np.zeros(3), change_standard_error=np.zeros(3), finite=ends)
+        elbo = np.where(ends[:, None], -1.0, np.array([-1.0, -1.0, np.nan, -2.0]))
+        trace = Trace(step=np.tile([15, 30, 45, 60], (3, 1)), batch_elbo=np.zeros((3, 4)), elbo=elbo)
+        fit = types.SimpleNamespace(change=np.zeros(3), change_standard_error=np.zeros(3), finite=ends, trace=trace)
         return [capacity_cells._result(study, fit, [row], encoder, 60, i) for i, study in enumerate(studies)]
 
     cells = make_cells([Study(seed=seed, width=2) for seed in range(3)], schema_version=1)
@@ -88,7 +91,7 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
     gone = {name for name, value in broken.rows[0].items() if value is None}
     assert gone == {"kl_amortized", "amortization_gap", "gap_q050"}
     assert broken.rows[0]["training_steps"] == 60 and not broken.rows[0]["converged"]
-    assert "not finite within 60 steps" in broken.error
+    assert "not finite by step 45 of 60" in broken.error
 
 
 def test_figure_shows_what_the_table_says(sweep, monkeypatch):
