@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_key
+from amortgap._checks import check_choice, check_count, check_key, is_concrete
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": jax.nn.elu,
@@ -43,14 +46,45 @@ class Network:
         return nnx.merge(self.graph, self.weights)(x)
 
 
+# Standard deviation of a standard normal cut off at two.
+_CUT_OFF = 0.87962566103423978
+
+
+@partial(jax.jit, static_argnames=("count", "dtype"))
+def _draws(key: jax.Array, count: int, dtype: Any) -> Array:
+    return jax.random.truncated_normal(key, -2.0, 2.0, (count,), dtype)
+
+
+def _lecun_normal(scale: float) -> Callable[[jax.Array, Sequence[int], Any], Array]:
+    """Return an initialiser of weights with standard deviation `scale / sqrt(inputs)`."""
+
+    def initial(key: jax.Array, shape: Sequence[int], dtype: Any) -> Array:
+        count = math.prod(shape)
+        # Draws by the power of four, cut on the host: layers of every shape share a handful of compiled programs, where
+        # one for each shape would take longer to compile than a small network to train.
+        draws = _draws(key, 4 ** max(4, math.ceil(math.log(count, 4))), jnp.dtype(dtype))
+        if is_concrete(draws):
+            draws = np.asarray(draws)
+        return jnp.asarray(draws[:count].reshape(shape) * (scale / _CUT_OFF / math.sqrt(shape[0])))
+
+    return initial
+
+
+def _zeros(key: jax.Array, shape: Sequence[int], dtype: Any) -> Array:
+    return jnp.asarray(np.zeros(shape, dtype))
+
+
 class _Dense(nnx.Module):
     """A stack of affine layers with one activation between them."""
 
-    def __init__(self, sizes: Sequence[int], activation: str, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, sizes: Sequence[int], activation: str, output_scale: float, dtype: Any, rngs: nnx.Rngs):
+        scales = [1.0] * (len(sizes) - 2) + [output_scale]
         self.layers = nnx.List(
             [
-                nnx.Linear(fan_in, fan_out, param_dtype=dtype, dtype=dtype, rngs=rngs)
-                for fan_in, fan_out in itertools.pairwise(sizes)
+                nnx.Linear(
+                    *ends, kernel_init=_lecun_normal(scale), bias_init=_zeros, param_dtype=dtype, dtype=dtype, rngs=rngs
+                )
+                for ends, scale in zip(itertools.pairwise(sizes), scales, strict=True)
             ]
         )
         self.activation = activation
@@ -94,10 +128,7 @@ def dense(key: jax.Array, sizes: Sequence[int], *, activation: str = "elu", outp
     for size in sizes:
         check_count("sizes", size)
     # A key consumed here, not a stored stream: the graph of the module then holds no random state.
-    module = _Dense(tuple(sizes), activation, jnp.zeros(()).dtype, nnx.Rngs(params=key))
-    last = module.layers[-1]
-    last.kernel[...] = output_scale * last.kernel[...]
-    return from_module(module)
+    return from_module(_Dense(tuple(sizes), activation, output_scale, jnp.zeros(()).dtype, nnx.Rngs(params=key)))
 
 
 def pad_weights(weights: Any, template: Any) -> Any:
@@ -108,7 +139,10 @@ def pad_weights(weights: Any, template: Any) -> Any:
     """
 
     def pad(small: Array, large: Array) -> Array:
-        return jnp.pad(small, [(0, have - need) for need, have in zip(small.shape, large.shape, strict=True)])
+        # On the host where it can be: on a device every pair of shapes would be a program of its own.
+        library = np if is_concrete(small) else jnp
+        missing = [(0, have - need) for need, have in zip(small.shape, large.shape, strict=True)]
+        return jnp.asarray(library.pad(small, missing))
 
     return jax.tree.map(pad, weights, template)
 

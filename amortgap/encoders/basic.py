@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, check_count, check_key, checked_record
+from amortgap._checks import as_data, check_count, check_key, checked_record, is_concrete
 from amortgap.networks import Network, count_weights, dense, pad_weights
 
 # Encoders start near phi = 0, the standard normal: from random scales the first steps meet ELBOs of -10^4 and a narrow
@@ -187,4 +188,5 @@ def stack_padded(encoders: Sequence[Any]) -> Any:
     largest = max(encoders, key=lambda encoder: encoder.num_weights)
     structure = jax.tree.structure(largest)
     padded = [pad_weights(jax.tree.unflatten(structure, jax.tree.leaves(encoder)), largest) for encoder in encoders]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+    library = np if is_concrete(padded) else jnp
+    return jax.tree.map(lambda *leaves: jnp.asarray(library.stack(leaves)), *padded)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from amortgap._checks import (
     as_data,
@@ -169,14 +169,23 @@ class FactorAnalysis:
           ValueError: `rank` is not in [0, d].
         """
         check_count("rank", rank, minimum=0, maximum=self.latent_dim)
-        root = jnp.linalg.cholesky(self.posterior_precision())
-        means = jax.vmap(self.posterior_mean)(xs)
-        centre = jnp.mean(means, axis=0)[None, :]
-        _, _, directions = jnp.linalg.svd((means - centre) @ root, full_matrices=False)
-        judged = means if held_out is None else jax.vmap(self.posterior_mean)(held_out)
-        # What the encoder cannot express is the part of the means along the discarded directions.
-        lost = (judged - centre) @ root @ directions[rank:].T
-        return 0.5 * jnp.sum(lost**2) / judged.shape[0]
+        return _rank_gap(self, xs, xs if held_out is None else held_out, jnp.asarray(rank))
+
+
+@jax.jit
+def _rank_gap(
+    model: FactorAnalysis, xs: Float[Array, "N D"], judged: Float[Array, "M D"], rank: Int[Array, ""]
+) -> Float[Array, ""]:
+    root = jnp.linalg.cholesky(model.posterior_precision())
+    means = jax.vmap(model.posterior_mean)(xs)
+    centre = jnp.mean(means, axis=0)[None, :]
+    # Rows of zeros complete the directions where there are fewer data than dimensions.
+    missing = max(0, model.latent_dim - xs.shape[0])
+    _, _, directions = jnp.linalg.svd(jnp.pad((means - centre) @ root, ((0, missing), (0, 0))), full_matrices=False)
+    # What the encoder cannot express is the part of the means along the discarded directions.
+    parts = (jax.vmap(model.posterior_mean)(judged) - centre) @ root @ directions.T
+    lost = jnp.where(jnp.arange(model.latent_dim) >= rank, jnp.mean(parts**2, axis=0), 0)
+    return 0.5 * jnp.sum(lost)
 
 
 class FactorAnalysisFit(NamedTuple):
