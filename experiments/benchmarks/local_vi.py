@@ -115,6 +115,7 @@ def main() -> int:
     jax.config.update("jax_enable_compilation_cache", args.cached)
     began, load = time.perf_counter(), os.getloadavg()
     workload = make_workload(args.study)
+    print(f"training: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     rows = []
     for name in args.parts:
         started = time.perf_counter()

@@ -89,7 +89,7 @@ def _natural(steps: int, key: Any, model: Any, xs: Any, init: Any) -> jax.Array:
 
 
 def fit_local(workload: Workload, steps: int) -> Call:
-    """The library as it is called: the choice of stages, the certificate and what has to be taken up again included."""
+    """The library as it is called, the choice of stages and the certificate included; nothing is taken up again."""
 
     def run() -> jax.Array:
         fit = ag.fit_local(
@@ -100,6 +100,7 @@ def fit_local(workload: Workload, steps: int) -> Call:
             init=workload.init,
             num_steps=steps,
             num_samples=NUM_SAMPLES,
+            max_reruns=0,
             devices=jax.devices()[:1],
         )
         return jax.block_until_ready(fit.phi)
@@ -113,7 +114,7 @@ def fit_local(workload: Workload, steps: int) -> Call:
 
 
 def fit_local_gradients(latent_dim: int, steps: int) -> int:
-    """Gradients a datum of the first run, the certificate's and the values of the four stages among them."""
+    """Gradients a datum, the certificate's among them."""
     pairs = pairs_per_datum(ag.families.MeanFieldNormal(latent_dim), NUM_SAMPLES)
     return 2 * steps + 2 * pairs
 

@@ -24,12 +24,12 @@ class Study:
     """Units of both hidden layers, of decoder and encoder."""
     points: int = 1000
     """Data of all rows but the slow ones."""
-    train_steps: int = 4000
+    train_steps: int = 3000
     """Steps that train the decoder and its encoder together."""
-    slow_points: int = 4
+    slow_points: int = 3
     """Data of the rows that fit one point after the other; their rates are per point."""
     turns: int = 5
-    """Times every rate is measured, in turns with the others."""
+    """Times every rate is measured, in turns with the others; those that take seconds once."""
     rate_steps: int = 20
     """Optimiser steps of every timed call."""
     natural_horizons: tuple[int, ...] = (15, 30, 60, 125, 250, 500)
