@@ -63,5 +63,4 @@ def conv(
     Raises:
       ValueError: a shape that is not three positive sizes, or no or bad channels.
     """
-    shape = tuple(shape)
     return ImageEncoder(convolutions(key, shape, channels, family.size, output_scale=OUTPUT_SCALE), shape)

@@ -48,10 +48,8 @@ class ConstrainedNormal:
             from numpyro.distributions import biject_to, constraints
 
             object.__setattr__(self, "bijector", biject_to(getattr(constraints, self.bijector)))
-        if hasattr(self.bijector, "domain") and (self.bijector.domain.event_dim, self.bijector.codomain.event_dim) != (
-            0,
-            0,
-        ):
+        domain, codomain = (getattr(self.bijector, name, None) for name in ("domain", "codomain"))
+        if any(side is not None and side.event_dim for side in (domain, codomain)):
             raise ValueError(f"bijector must map every coordinate on its own, got {type(self.bijector).__name__}")
 
     @property

@@ -23,7 +23,7 @@ class EncoderTrace(NamedTuple):
 
     Attributes:
       value: mean of the objective over every minibatch, nats, [num_steps]; NaN where a step was skipped.
-      num_bad: inner steps that were not finite in every minibatch, [num_steps].
+      num_bad: refinement steps, and bounds after them, that were not finite in every minibatch, [num_steps].
     """
 
     value: Float[Array, " steps"]

@@ -102,7 +102,8 @@ def test_inner_steps_that_are_not_finite_are_reported_and_do_not_spread(through)
     assert np.all(clean.encoder.phi[:2] > 0.05)
     spoiled = I.semi_amortized_vi(KEY, marked, **settings)
     # Two inner steps of one datum at each of twenty steps; the datum itself has no finite ELBO, so no step is taken.
-    assert int(spoiled.trace.num_bad.sum()) == 40
+    # Looking through them, the bound after the steps is looked at too.
+    assert int(spoiled.trace.num_bad.sum()) == (60 if through else 40)
     assert not bool(spoiled.finite)
     np.testing.assert_array_equal(spoiled.encoder.phi, CONSTANT.phi)
 
@@ -114,11 +115,11 @@ def cliff(z, x):
 
 def test_a_datum_whose_inner_steps_fail_trains_on_its_own_elbo():
     model = ag.models.from_log_joint(cliff, latent_dim=2)
-    narrow = dataclasses.replace(CONSTANT, phi=jnp.array([0.0, 0.0, -4.0, -4.0]))
+    narrow = dataclasses.replace(CONSTANT, phi=jnp.array([0.0, 0.0, -1.0, -1.0]))
     x = jnp.ones((1, 3))
     fit = I.semi_amortized_vi(
         KEY, x, model=model, family=FAMILY, encoder=narrow, refine_steps=2, refine_rate=10.0, num_steps=20,
-        batch_size=1, learning_rate=0.02,
+        batch_size=1, learning_rate=0.02, num_samples=32,
     )  # fmt: skip
     assert bool(fit.finite) and int(fit.trace.num_bad.min()) >= 1
     assert np.all(fit.encoder.phi[:2] > 0.05)
