@@ -199,7 +199,8 @@ def _refined(key: Any, phis: Any, rows: Any, model: Any, family: Any, num_steps:
 def _buffered(key: Any, phis: Any, rows: Any, model: Any, family: Any, num_steps: int, repeats: int) -> Any:
     def one(index: Any, phi: Any, x: Any) -> Any:
         keys = jax.random.split(jax.random.fold_in(key, index), repeats)
-        settings = {"learning_rate": REFINE["learning_rate"], "optimizer": "natural", "num_steps": num_steps}
+        # One draw a step: a rate that suits the four draws of refinement would run off.
+        settings = {"learning_rate": 0.05, "optimizer": "natural", "num_steps": num_steps}
         draws = jax.lax.map(
             lambda k: ag.buffered_bound(k, phi, x, model=model, family=family, **settings), keys, batch_size=10
         )

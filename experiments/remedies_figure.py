@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator
 from remedies_study import SCHEMA
 
 from amortgap.figures import save, style, zero_line
@@ -61,21 +62,26 @@ def _mean(values: list[float | None]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
+# Costs closer than this share are equal: whole numbers of steps do not spend a budget to the last evaluation.
+_EQUAL = 1.05
+
+
 def front(rows: list[dict[str, Any]]) -> set[str]:
-    """Return the names on the Pareto front: no other remedy has a gap and all three costs at most as large."""
-    keys = ("inference_gap", *COSTS)
+    """Return the names on the Pareto front: no other remedy has a smaller gap at costs none of which is larger."""
 
-    def beaten(row: dict[str, Any]) -> bool:
-        return any(
-            all(other[key] <= row[key] for key in keys) and any(other[key] < row[key] for key in keys) for other in rows
-        )
+    def beaten(row: dict[str, Any], other: dict[str, Any]) -> bool:
+        if any(other[cost] > _EQUAL * row[cost] for cost in COSTS) or other["inference_gap"] > row["inference_gap"]:
+            return False
+        cheaper = any(_EQUAL * other[cost] < row[cost] for cost in COSTS)
+        return cheaper or other["inference_gap"] < row["inference_gap"]
 
-    return {name_of(row) for row in rows if not beaten(row)}
+    return {name_of(row) for row in rows if not any(beaten(row, other) for other in rows)}
 
 
 def remedies_figure(rows: list[dict[str, Any]]) -> Figure:
     """Return the figure: the split of every gap, and gap against the three costs."""
-    rows = averaged(rows)
+    # Without a finite gap there is nothing to draw; the table keeps the row.
+    rows = [row for row in averaged(rows) if np.isfinite(row["inference_gap"])]
     test = sorted((row for row in rows if row["split"] == "test"), key=lambda row: -row["inference_gap"])
     train = {name_of(row): row for row in rows if row["split"] == "train"}
     best = front(test)
@@ -135,6 +141,9 @@ def _against(ax: Axes, rows: list[dict[str, Any]], cost: str, label: str, best: 
         ax.set_xscale("log")
         low, high = (pick(row[cost] for row in rows) for pick in (min, max))
         ax.set_xlim(low / 1.5, high * 1.5)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.minorticks_off()
     ax.set_xlabel(label)
     ax.set_ylabel("inference gap (nats)")
     if cost == "parameters":

@@ -38,7 +38,8 @@ def buffered_bound(
       learning_rate, optimizer: of the steps, as in `refine`.
 
     Returns:
-      A scalar in nats.
+      A scalar in nats. Single draws make rough gradients: rates that suit `refine` are too long here, and proposals
+      that run off carry no weight.
 
     Raises:
       ValueError: bad key, sizes or settings.
@@ -65,7 +66,9 @@ def buffered_bound(
         gradient, log_w = jax.grad(log_weight, has_aux=True)(phi, draw_key)
         update, new_state = change.update(climb(optimizer, family, phi, gradient), state, phi)
         new = phi + learning_rate * jnp.asarray(update)
-        good = jnp.isfinite(new).all()
+        good = jnp.isfinite(new).all() & jnp.isfinite(log_w)
+        # A weight that is not a number counts as zero, which only lowers the bound.
+        log_w = jnp.where(jnp.isfinite(log_w), log_w, -jnp.inf)
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, new_state), carry), log_w
 
     _, log_weights = jax.lax.scan(step, (phi, change.init(phi)), jax.random.split(key, num_steps + 1))
