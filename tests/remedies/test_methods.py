@@ -1,0 +1,444 @@
+"""Refinement, learned optimisers, mixtures of encoders and training objectives against exact answers."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import amortgap as ag
+from amortgap.gaps import conditioning_gap
+
+KEY = jax.random.key(0)
+I = ag.inference  # noqa: E741
+FA = ag.models.FactorAnalysis(
+    loadings=jnp.array([[1.0, 0.3], [0.5, 1.0], [-0.4, 0.8]]),
+    mean=jnp.zeros(3),
+    noise_variance=jnp.array([0.5, 1, 0.7]),
+)
+XS = jax.vmap(lambda k: FA.sample(k)[1])(jax.random.split(jax.random.key(7), 40))
+FAMILY = ag.families.MeanFieldNormal(2)
+PRECISION = np.asarray(FA.posterior_precision())
+CONSTANT = ag.encoders.constant(KEY, 3, FAMILY)
+
+
+def exact_gap(phi, x):
+    """KL(q || posterior) minus its minimum over mean field normals, in closed form."""
+    mean, log_scale = np.split(np.asarray(phi, np.float64), 2)
+    ratio = np.diag(PRECISION) * np.exp(2 * log_scale)
+    left = mean - np.asarray(FA.posterior_mean(x))
+    return 0.5 * np.sum(ratio - 1 - np.log(ratio)) + 0.5 * left @ PRECISION @ left
+
+
+def affine_encoder(scale=0.5):
+    """An encoder that shrinks the posterior mean, so that its gap is known and positive."""
+    encoder = ag.encoders.linear(KEY, 3, FAMILY, rank=2)
+    gain = np.linalg.solve(PRECISION, (np.asarray(FA.loadings) / np.asarray(FA.noise_variance)[:, None]).T)
+    leaves, structure = jax.tree.flatten(encoder.network)
+    b1, k1, b2, k2 = leaves
+    new = [jnp.zeros_like(b1), jnp.asarray(scale * gain.T, k1.dtype), jnp.zeros_like(b2), jnp.eye(2, 4, dtype=k2.dtype)]
+    return dataclasses.replace(encoder, network=jax.tree.unflatten(structure, new))
+
+
+SETTINGS = {"model": FA, "family": FAMILY}
+
+
+@pytest.mark.parametrize("optimizer", ["natural", "sgd", "adam"])
+def test_refinement_starts_at_the_encoder_and_its_gap_falls_with_every_step(optimizer):
+    rate = {"natural": 0.5, "sgd": 0.05, "adam": 0.05}[optimizer]
+    encoder = affine_encoder()
+    for x in XS[:2]:
+        # The cubature rule is exact here: no noise, so that every step must gain.
+        found = I.refine(
+            KEY, encoder(x), x, **SETTINGS, num_steps=6, num_samples=0, learning_rate=rate, optimizer=optimizer
+        )
+        gaps = [exact_gap(phi, x) for phi in found.path]
+        np.testing.assert_array_equal(found.path[0], encoder(x))
+        np.testing.assert_array_equal(found.path[-1], found.phi)
+        assert all(later < before for before, later in itertools.pairwise(gaps))
+        assert gaps[0] > 0.05 and int(found.num_bad) == 0
+
+
+def test_natural_refinement_reaches_the_closed_form():
+    x = XS[0]
+    found = I.refine(
+        KEY, jnp.zeros(4), x, **SETTINGS, num_steps=40, num_samples=0, learning_rate=0.5, optimizer="natural"
+    )
+    assert exact_gap(found.phi, x) < 1e-5
+
+
+def test_no_steps_return_the_start():
+    found = I.refine(KEY, jnp.ones(4), XS[0], **SETTINGS, num_steps=0)
+    np.testing.assert_array_equal(found.phi, jnp.ones(4))
+    assert found.path.shape == (1, 4)
+
+
+def breaking(z, x):
+    # Infinite slope for data marked by a large first entry, ordinary for the others.
+    return -0.5 * jnp.sum((z - x[:2]) ** 2) + jnp.where(x[2] > 0, jnp.inf, 0.0) * z[0]
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted():
+    model = ag.models.from_log_joint(breaking, latent_dim=2)
+    bad = I.refine(KEY, jnp.zeros(4), jnp.array([1.0, 1, 1]), model=model, family=FAMILY, num_steps=3)
+    assert int(bad.num_bad) == 3
+    np.testing.assert_array_equal(bad.phi, jnp.zeros(4))
+    good = I.refine(KEY, jnp.zeros(4), jnp.array([1.0, 1, 0]), model=model, family=FAMILY, num_steps=3)
+    assert int(good.num_bad) == 0 and np.all(good.phi[:2] > 0)
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_inner_steps_that_are_not_finite_are_reported_and_do_not_spread(through):
+    model = ag.models.from_log_joint(breaking, latent_dim=2)
+    xs = jnp.concatenate([jnp.ones((6, 2)), jnp.zeros((6, 1))], axis=1)
+    marked = xs.at[0, 2].set(1.0)
+    settings = {"model": model, "family": FAMILY, "encoder": CONSTANT, "refine_steps": 2, "through": through}
+    settings |= {"num_steps": 20, "batch_size": 6, "learning_rate": 0.02}
+    clean = I.semi_amortized_vi(KEY, xs, **settings)
+    assert bool(clean.finite) and int(clean.trace.num_bad.sum()) == 0
+    assert np.all(clean.encoder.phi[:2] > 0.05)
+    spoiled = I.semi_amortized_vi(KEY, marked, **settings)
+    # Two inner steps of one datum at each of twenty steps; the datum itself has no finite ELBO, so no step is taken.
+    # Looking through them, the bound after the steps is looked at too.
+    assert int(spoiled.trace.num_bad.sum()) == (60 if through else 40)
+    assert not bool(spoiled.finite)
+    np.testing.assert_array_equal(spoiled.encoder.phi, CONSTANT.phi)
+
+
+def cliff(z, x):
+    # Nothing is wrong near the start; a long step takes the marked datum to where nothing is finite.
+    return jnp.where((x[2] > 0) & (jnp.abs(z[0]) > 3), jnp.nan, -0.5 * jnp.sum((z - x[:2]) ** 2))
+
+
+def test_a_datum_whose_inner_steps_fail_trains_on_its_own_elbo():
+    model = ag.models.from_log_joint(cliff, latent_dim=2)
+    narrow = dataclasses.replace(CONSTANT, phi=jnp.array([0.0, 0.0, -1.0, -1.0]))
+    x = jnp.ones((1, 3))
+    fit = I.semi_amortized_vi(
+        KEY, x, model=model, family=FAMILY, encoder=narrow, refine_steps=2, refine_rate=10.0, num_steps=20,
+        batch_size=1, learning_rate=0.02, num_samples=32,
+    )  # fmt: skip
+    assert bool(fit.finite) and int(fit.trace.num_bad.min()) >= 1
+    assert np.all(fit.encoder.phi[:2] > 0.05)
+
+
+def test_gradient_through_refinement_is_that_of_finite_differences(x64):
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), FA)
+    x, start = XS[0].astype(jnp.float64), jnp.array([0.3, -0.2, 0.1, -0.4])
+
+    def refined(start):
+        phi = I.refine(
+            KEY, start, x, model=model, family=FAMILY, num_steps=3, num_samples=0, learning_rate=0.1, optimizer="sgd"
+        ).phi
+        return ag.cubature_elbo(phi, x, model=model, family=FAMILY)
+
+    gradient = jax.grad(refined)(start)
+    step = 1e-5 * np.eye(4)
+    numeric = [(refined(start + e) - refined(start - e)) / 2e-5 for e in step]
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-6)
+    direct = jax.grad(lambda phi: ag.cubature_elbo(phi, x, model=model, family=FAMILY))(start)
+    assert np.abs(gradient - direct).max() > 0.05, "a gradient that stops at the steps would pass"
+
+
+def test_semi_amortized_training_lowers_the_gap_after_refinement():
+    refinement = {"refine_rate": 0.3, "refine_samples": 0, "refine_optimizer": "natural"}
+    fit = I.semi_amortized_vi(
+        KEY, XS, **SETTINGS, encoder=CONSTANT, refine_steps=2, num_steps=300, batch_size=40, num_samples=4,
+        learning_rate=0.03, **refinement,
+    )  # fmt: skip
+    assert bool(fit.finite)
+
+    def gap_after(encoder, steps):
+        refined = jax.vmap(
+            lambda x: (
+                I.refine(
+                    KEY,
+                    encoder(x),
+                    x,
+                    **SETTINGS,
+                    num_steps=steps,
+                    num_samples=0,
+                    learning_rate=0.3,
+                    optimizer="natural",
+                ).path
+            )
+        )(XS)
+        return [
+            np.mean([exact_gap(phi, x) for phi, x in zip(refined[:, k], XS, strict=True)]) for k in range(steps + 1)
+        ]
+
+    trained, untrained = gap_after(fit.encoder, 4), gap_after(CONSTANT, 4)
+    assert trained[2] < untrained[2]
+    assert all(later < before for before, later in itertools.pairwise(trained))
+
+
+def test_buffered_bound_is_unbiased_for_the_evidence_and_above_the_elbo():
+    x, phi = XS[0], affine_encoder()(XS[0])
+    n = 4000
+    keys = jax.random.split(KEY, n)
+
+    def bounds(steps):
+        return jax.vmap(
+            lambda k: I.buffered_bound(k, phi, x, **SETTINGS, num_steps=steps, learning_rate=0.05, optimizer="natural")
+        )(keys)
+
+    values = bounds(4)
+    weights = jnp.exp(values - FA.log_evidence(x))
+    assert abs(weights.mean() - 1) < 5 * weights.std() / n**0.5
+    elbos = bounds(0)
+    exact = FA.log_evidence(x) - FA.mean_field_kl() - exact_gap(phi, x)
+    assert abs(elbos.mean() - exact) < 5 * elbos.std() / n**0.5
+    assert values.mean() - elbos.mean() > 5 * (values.std() + elbos.std()) / n**0.5
+    assert values.mean() < FA.log_evidence(x) + 5 * values.std() / n**0.5
+
+
+def test_doubly_reparameterised_gradient_is_unbiased_and_silent_at_the_posterior(x64):
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), FA)
+    x, full = XS[0].astype(jnp.float64), ag.families.FullRankNormal(2)
+    posterior = model.posterior(x)
+    settings = {"model": model, "family": full, "num_samples": 3}
+    double, plain = (I.iwae_objective(**settings, doubly_reparameterised=d) for d in (True, False))
+    best = full.from_moments(posterior.mean, jnp.linalg.cholesky(posterior.covariance))
+
+    def gradient(objective, phi):
+        return jax.vmap(jax.grad(lambda k, p: objective(k, lambda x: p, x), argnums=1), (0, None))(
+            jax.random.split(KEY, 20_000), phi
+        )
+
+    np.testing.assert_allclose(gradient(double, best)[:50], 0, atol=1e-9)
+    phi = best + 0.3
+    have, want = gradient(double, phi), gradient(plain, phi)
+    error = (have.std(0) + want.std(0)) / 20_000**0.5
+    assert np.all(np.abs(have.mean(0) - want.mean(0)) < 4 * error)
+    assert np.abs(want.mean(0)).max() > 10 * error.max()
+    key = jax.random.key(3)
+    np.testing.assert_allclose(double(key, lambda x: phi, x), plain(key, lambda x: phi, x), rtol=1e-12)
+
+
+def test_sleep_is_stationary_at_the_moments_of_the_posterior():
+    # Forward KL: posterior means, and marginal variances, where the ELBO would have 1 / Lambda_jj.
+    objective, n = I.sleep_objective(**SETTINGS), 40_000
+    marginal = 0.5 * jnp.log(jnp.diag(jnp.linalg.inv(jnp.asarray(PRECISION))))
+
+    def value(shift, key):
+        return objective(key, lambda x: jnp.concatenate([FA.posterior_mean(x), marginal]) + shift, XS[0])
+
+    gradients = jax.vmap(jax.grad(value), (None, 0))(jnp.zeros(4), jax.random.split(KEY, n))
+    assert np.all(np.abs(gradients.mean(0)) < 5 * gradients.std(0) / n**0.5)
+    reverse = -0.5 * np.log(np.diag(PRECISION))
+    assert np.abs(reverse - marginal).min() > 0.005
+    moved = jnp.concatenate([jnp.zeros(2), jnp.asarray(reverse - marginal)])
+    elsewhere = jax.vmap(jax.grad(value), (None, 0))(moved, jax.random.split(KEY, n))
+    assert np.any(np.abs(elsewhere.mean(0)) > 5 * elsewhere.std(0) / n**0.5)
+
+
+def test_objectives_are_the_elbos_they_say():
+    encoder, x, n = affine_encoder(), XS[0], 4000
+    keys = jax.random.split(KEY, n)
+
+    def mean(objective):
+        draws = jax.vmap(lambda k: objective(k, encoder, x))(keys)
+        return float(draws.mean()), float(draws.std()) / n**0.5
+
+    def exact(phi, x):
+        return float(FA.log_evidence(x) - FA.mean_field_kl()) - exact_gap(phi, x)
+
+    plain, error = mean(I.elbo_objective(**SETTINGS))
+    assert abs(plain - exact(encoder(x), x)) < 5 * error
+    noise, error = mean(I.denoising_objective(**SETTINGS, noise_scale=2.0))
+    # The ELBO is quadratic in the mean, which noise on x moves by an affine map: half the trace is lost.
+    jacobian = np.asarray(jax.jacobian(encoder)(x))[:2]
+    lost = 0.5 * 2.0**2 * np.trace(jacobian.T @ PRECISION @ jacobian)
+    assert abs(noise - (exact(encoder(x), x) - lost)) < 5 * error
+    assert lost > 5 * error
+    half, error = mean(I.reverse_half_asleep_objective(**SETTINGS))
+    simulated = jax.vmap(lambda k: FA.sample(k)[1])(jax.random.split(jax.random.key(5), 2000))
+    asleep = np.array([exact(encoder(s), s) for s in simulated[:400]])
+    assert abs(half - 0.5 * exact(encoder(x), x) - 0.5 * asleep.mean()) < 5 * (error + 0.5 * asleep.std() / 400**0.5)
+
+
+def test_weight_normalised_encoder_has_units_of_one_norm():
+    inner = ag.encoders.mlp(KEY, 3, FAMILY, width=4, depth=1)
+    encoder = I.WeightNormEncoder(inner, 0.8)
+    x = jnp.array([0.3, -1.0, 0.5])
+    scaled = dataclasses.replace(
+        inner, network=jax.tree.map(lambda leaf: 3.0 * leaf if leaf.ndim == 2 else leaf, inner.network)
+    )
+    np.testing.assert_allclose(encoder(x), I.WeightNormEncoder(scaled, 0.8)(x), rtol=1e-5)
+    _, k1, _, k2 = jax.tree.leaves(inner.network)
+    k1, k2 = (0.8 * k / jnp.linalg.norm(k, axis=0, keepdims=True) for k in (k1, k2))
+    np.testing.assert_allclose(encoder(x), jax.nn.elu(x @ k1) @ k2, rtol=1e-5)
+
+
+def test_train_encoder_reaches_the_closed_form():
+    fit = I.train_encoder(
+        KEY, XS, model=FA, encoder=ag.encoders.linear(KEY, 3, FAMILY, rank=2),
+        objective=I.elbo_objective(**SETTINGS, num_samples=4), num_steps=1500, batch_size=40, learning_rate=0.03,
+    )  # fmt: skip
+    gaps = [exact_gap(fit.encoder(x), x) for x in XS]
+    assert bool(fit.finite) and np.mean(gaps) < 0.01
+    before = [exact_gap(CONSTANT(x), x) for x in XS]
+    assert np.mean(before) > 0.3
+
+
+def test_iterative_inference_beats_every_direct_encoder_of_its_size():
+    # Forty features, two latents: a direct encoder of no more weights has a bottleneck of one, whose gap is known.
+    rng = np.random.default_rng(1)
+    model = ag.models.FactorAnalysis(
+        loadings=jnp.asarray(0.4 * rng.normal(size=(40, 2)), jnp.float32),
+        mean=jnp.zeros(40),
+        noise_variance=jnp.ones(40),
+    )
+    xs = jax.vmap(lambda k: model.sample(k)[1])(jax.random.split(KEY, 60))
+    fit = I.iterative_amortized_vi(
+        KEY, xs, model=model, family=FAMILY, num_iterations=4, width=4, num_steps=1500, batch_size=60, num_samples=2,
+        learning_rate=0.02,
+    )  # fmt: skip
+    one, two = (ag.encoders.linear(KEY, 40, FAMILY, rank=rank).num_weights for rank in (1, 2))
+    assert one < fit.encoder.num_weights < two
+    phis = jax.vmap(fit.encoder)(xs)
+    gap = np.mean([
+        float(model.log_evidence(x) - model.mean_field_kl() - ag.cubature_elbo(phi, x, model=model, family=FAMILY))
+        for phi, x in zip(phis, xs, strict=True)
+    ])  # fmt: skip
+    assert bool(fit.finite)
+    assert gap < 0.5 * float(model.rank_gap(xs, 1))
+    path = jax.vmap(fit.encoder.path)(xs[:3])
+    np.testing.assert_allclose(path[:, -1], phis[:3], rtol=1e-5)
+
+
+BIMODAL = ag.models.MixturePrior(
+    log_weights=jnp.log(jnp.array([0.6, 0.4])), centres=jnp.array([[-2.0], [2.0]]), scales=jnp.full((2, 1), 0.5),
+    loadings=jnp.array([[0.3]]), mean=jnp.zeros(1), noise_variance=jnp.ones(1),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_local_vi_from_starts_finds_both_modes_with_a_mixture():
+    x, family = jnp.zeros(1), ag.families.MixtureOfNormals(1, 2)
+    posterior = BIMODAL.posterior(x)
+    exact = family.pack(posterior.log_weights, posterior.means, 0.5 * jnp.log(posterior.covariances[:, :, 0]))
+    draws = ag.objectives.elbo_draws(KEY, exact, x, model=BIMODAL, family=family, num_samples=50)
+    np.testing.assert_allclose(draws, BIMODAL.log_evidence(x), atol=1e-4)
+    fit = I.local_vi_from_starts(
+        KEY, x, model=BIMODAL, family=family, num_starts=4, spread=2.0, start_steps=200, num_steps=400, max_reruns=0
+    )
+    assert abs(BIMODAL.log_evidence(x) - fit.elbo) < 0.02 + 5 * fit.standard_error
+    # One normal can hold one mode alone and loses about the log of its share.
+    narrow = ag.families.MeanFieldNormal(1)
+    single = ag.local_vi(KEY, x, model=BIMODAL, family=narrow)
+    assert BIMODAL.log_evidence(x) - single.elbo > 0.2
+
+
+def test_recursive_mixture_adds_what_one_component_lacks():
+    xs = jnp.linspace(-1, 1, 12)[:, None]
+    settings = {"model": BIMODAL, "latent_dim": 1, "num_steps": 300, "batch_size": 12, "learning_rate": 0.03}
+
+    def make(key, head):
+        return ag.encoders.linear(key, 1, head, rank=1)
+
+    one, two = (I.recursive_mixture(KEY, xs, **settings, make_encoder=make, num_components=k) for k in (1, 2))
+
+    def gap(fit, k):
+        family = ag.families.MixtureOfNormals(1, k)
+        values = jax.vmap(
+            lambda i, x: (
+                BIMODAL.log_evidence(x)
+                - ag.elbo(jax.random.fold_in(KEY, i), fit.encoder(x), x, model=BIMODAL, family=family, num_samples=500)
+            )
+        )(jnp.arange(12), xs)
+        return float(values.mean())
+
+    assert bool(two.finite) and len(two.encoder.components) == 2
+    assert gap(one, 1) > 0.2 and gap(two, 2) < 0.6 * gap(one, 1)
+    assert two.encoder.num_weights == 2 * one.encoder.num_weights
+
+
+def test_aggressive_training_moves_the_decoder_only_at_every_last_inner_step():
+    model = ag.models.deep_latent_gaussian(KEY, latent_dim=2, data_dim=3, width=2, depth=1)
+    xs = (XS[:8] > 0).astype(jnp.float32)
+    settings = {"model": model, "family": FAMILY, "encoder": CONSTANT, "inner_steps": 4, "batch_size": 8}
+    three, four = (I.train_vae_aggressively(KEY, xs, num_steps=n, **settings) for n in (3, 4))
+    same = [bool((a == b).all()) for a, b in zip(jax.tree.leaves(three.model), jax.tree.leaves(model), strict=True)]
+    moved = [bool((a != b).any()) for a, b in zip(jax.tree.leaves(four.model), jax.tree.leaves(model), strict=True)]
+    assert all(same) and any(moved)
+    assert np.abs(three.encoder.phi).max() > 0
+
+
+def test_conditioning_gap_is_what_the_best_restricted_encoder_loses():
+    floor = float(FA.conditioning_gap([0, 2]))
+    # The mean over many data of the KL's mean part at E[m | x_S], by Monte Carlo from the definition.
+    xs = jax.vmap(lambda k: FA.sample(k)[1])(jax.random.split(KEY, 20_000))
+    means = np.asarray(jax.vmap(FA.posterior_mean)(xs))
+    seen = np.asarray(xs)[:, [0, 2]]
+    fitted = seen @ np.linalg.lstsq(seen, means, rcond=None)[0]
+    losses = 0.5 * np.einsum("ni,ij,nj->n", means - fitted, PRECISION, means - fitted)
+    assert abs(losses.mean() - floor) < 5 * losses.std() / 20_000**0.5
+    assert float(FA.conditioning_gap([0, 1, 2])) == pytest.approx(0, abs=1e-5)
+    signal = np.asarray(FA.loadings).T @ np.diag(1 / np.asarray(FA.noise_variance)) @ np.asarray(FA.loadings)
+    assert float(FA.conditioning_gap([])) == pytest.approx(0.5 * np.trace(signal), rel=1e-5)
+    assert 0 < floor < float(FA.conditioning_gap([0])) < float(FA.conditioning_gap([]))
+
+
+def test_conditioning_gap_of_a_filter_on_a_chain(x64):
+    # The encoder of step t that sees only the past: the gap of one step of an autoregression, by the general formula.
+    length, phi, q, r = 8, 0.8, 0.5, 0.7
+    prior = np.diag(np.full(length, (1 + phi**2) / q)) - (phi / q) * (np.eye(length, k=1) + np.eye(length, k=-1))
+    prior[0, 0] = prior[-1, -1] = 1 / q
+    precision, covariance = prior + np.eye(length) / r, np.linalg.inv(prior)
+    of_x = covariance + r * np.eye(length)
+    gain = np.linalg.inv(precision) / r
+    t = 4
+    spread, cross = gain @ of_x @ gain.T, gain @ of_x
+    past = conditioning_gap(
+        jnp.asarray(precision[t : t + 1, t : t + 1]), jnp.asarray(spread[t : t + 1, t : t + 1]),
+        jnp.asarray(cross[t : t + 1, : t + 1]), jnp.asarray(of_x[: t + 1, : t + 1]),
+    )  # fmt: skip
+    # Directly: E[m_t | past] is the filter mean, and Var(m_t | past) = filter variance - smoother variance.
+    kept = np.s_[: t + 1]
+    filter_variance = np.linalg.inv(np.linalg.inv(covariance[kept, kept]) + np.eye(t + 1) / r)[t, t]
+    smoother_variance = np.linalg.inv(precision)[t, t]
+    np.testing.assert_allclose(past, 0.5 * precision[t, t] * (filter_variance - smoother_variance), rtol=1e-9)
+    assert float(past) > 0.01
+
+
+@pytest.fixture
+def as_users_call():
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def semi(**changed):
+    settings = {"model": FA, "family": FAMILY, "encoder": CONSTANT, "refine_steps": 1, "num_steps": 2}
+    return I.semi_amortized_vi(KEY, XS, **{**settings, **changed})
+
+
+BAD = [
+    (lambda: I.refine(KEY, jnp.zeros(4), XS[0], **SETTINGS, num_steps=-1), "num_steps must be .* at least 0, got -1"),
+    (lambda: I.refine(KEY, jnp.zeros(3), XS[0], **SETTINGS, num_steps=1), r"phi must have shape \(4,\)"),
+    (lambda: I.refine(KEY, jnp.zeros(5), XS[0], model=FA, family=ag.families.FullRankNormal(2), num_steps=1,
+                      optimizer="natural"), "optimizer 'natural' needs a mean field normal"),
+    (lambda: semi(refine_steps=-1), "refine_steps must be .* at least 0, got -1"),
+    (lambda: semi(encoder=lambda x: x), r"encoder must return one vector of family.size = 4, got \(3,\)"),
+    (lambda: I.buffered_bound(KEY, jnp.zeros(4), XS[0], **SETTINGS, num_steps=-1), "num_steps must be"),
+    (lambda: I.iterative_amortized_vi(KEY, XS, **SETTINGS, num_iterations=0), "num_iterations must be"),
+    (lambda: I.recursive_mixture(KEY, XS, model=FA, latent_dim=2, make_encoder=None, num_components=0),
+     "num_components must be a whole number, at least 1, got 0"),
+    (lambda: I.denoising_objective(**SETTINGS, noise_scale=0.0), "noise_scale must be a positive number"),
+    (lambda: I.iwae_objective(model=FA, family=ag.families.AuxiliaryFlow(2, 1), num_samples=2), "need family.log_prob"),
+    (lambda: I.WeightNormEncoder(CONSTANT, 1.0), "encoder must have a network"),
+    (lambda: FA.conditioning_gap([0, 0]), "observed must be distinct coordinates below 3"),
+    (lambda: conditioning_gap(jnp.eye(2), jnp.eye(3), jnp.ones((2, 1)), jnp.eye(1)), "precision, mean_covariance"),
+    (lambda: I.local_vi_from_starts(KEY, XS[0], **SETTINGS, num_starts=0), "num_starts must be"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=range(len(BAD)))
+def test_wrong_calls_are_refused(call, message, as_users_call):
+    with pytest.raises(ValueError, match=message):
+        call()
