@@ -172,22 +172,6 @@ class FactorAnalysis:
         check_count("rank", rank, minimum=0, maximum=self.latent_dim)
         return _rank_gap(self, xs, xs if held_out is None else held_out, jnp.asarray(rank))
 
-
-@jax.jit
-def _rank_gap(
-    model: FactorAnalysis, xs: Float[Array, "N D"], judged: Float[Array, "M D"], rank: Int[Array, ""]
-) -> Float[Array, ""]:
-    root = jnp.linalg.cholesky(model.posterior_precision())
-    means = jax.vmap(model.posterior_mean)(xs)
-    centre = jnp.mean(means, axis=0)[None, :]
-    # Rows of zeros complete the directions where there are fewer data than dimensions.
-    missing = max(0, model.latent_dim - xs.shape[0])
-    _, _, directions = jnp.linalg.svd(jnp.pad((means - centre) @ root, ((0, missing), (0, 0))), full_matrices=False)
-    # What the encoder cannot express is the part of the means along the discarded directions.
-    parts = (jax.vmap(model.posterior_mean)(judged) - centre) @ root @ directions.T
-    lost = jnp.where(jnp.arange(model.latent_dim) >= rank, jnp.mean(parts**2, axis=0), 0)
-    return 0.5 * jnp.sum(lost)
-
     def conditioning_gap(self, observed: Sequence[int]) -> Float[Array, ""]:
         """Return the mean gap in nats of the best encoder that sees only some coordinates of x, data from the model.
 
@@ -213,6 +197,22 @@ def _rank_gap(
             return 0.5 * jnp.trace(precision @ spread)
         cross, seen = (gain @ covariance)[:, rows], covariance[rows][:, rows]
         return 0.5 * jnp.trace(precision @ (spread - cross @ jnp.linalg.solve(seen, cross.T)))
+
+
+@jax.jit
+def _rank_gap(
+    model: FactorAnalysis, xs: Float[Array, "N D"], judged: Float[Array, "M D"], rank: Int[Array, ""]
+) -> Float[Array, ""]:
+    root = jnp.linalg.cholesky(model.posterior_precision())
+    means = jax.vmap(model.posterior_mean)(xs)
+    centre = jnp.mean(means, axis=0)[None, :]
+    # Rows of zeros complete the directions where there are fewer data than dimensions.
+    missing = max(0, model.latent_dim - xs.shape[0])
+    _, _, directions = jnp.linalg.svd(jnp.pad((means - centre) @ root, ((0, missing), (0, 0))), full_matrices=False)
+    # What the encoder cannot express is the part of the means along the discarded directions.
+    parts = (jax.vmap(model.posterior_mean)(judged) - centre) @ root @ directions.T
+    lost = jnp.where(jnp.arange(model.latent_dim) >= rank, jnp.mean(parts**2, axis=0), 0)
+    return 0.5 * jnp.sum(lost)
 
 
 class FactorAnalysisFit(NamedTuple):

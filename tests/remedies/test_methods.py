@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.gaps import conditioning_gap
 
 KEY = jax.random.key(0)
 I = ag.inference  # noqa: E741
@@ -310,53 +309,6 @@ def test_iterative_inference_beats_every_direct_encoder_of_its_size():
     np.testing.assert_allclose(path[:, -1], phis[:3], rtol=1e-5)
 
 
-BIMODAL = ag.models.MixturePrior(
-    log_weights=jnp.log(jnp.array([0.6, 0.4])), centres=jnp.array([[-2.0], [2.0]]), scales=jnp.full((2, 1), 0.5),
-    loadings=jnp.array([[0.3]]), mean=jnp.zeros(1), noise_variance=jnp.ones(1),
-)  # fmt: skip
-
-
-@pytest.mark.slow
-def test_local_vi_from_starts_finds_both_modes_with_a_mixture():
-    x, family = jnp.zeros(1), ag.families.MixtureOfNormals(1, 2)
-    posterior = BIMODAL.posterior(x)
-    exact = family.pack(posterior.log_weights, posterior.means, 0.5 * jnp.log(posterior.covariances[:, :, 0]))
-    draws = ag.objectives.elbo_draws(KEY, exact, x, model=BIMODAL, family=family, num_samples=50)
-    np.testing.assert_allclose(draws, BIMODAL.log_evidence(x), atol=1e-4)
-    fit = I.local_vi_from_starts(
-        KEY, x, model=BIMODAL, family=family, num_starts=4, spread=2.0, start_steps=200, num_steps=400, max_reruns=0
-    )
-    assert abs(BIMODAL.log_evidence(x) - fit.elbo) < 0.02 + 5 * fit.standard_error
-    # One normal can hold one mode alone and loses about the log of its share.
-    narrow = ag.families.MeanFieldNormal(1)
-    single = ag.local_vi(KEY, x, model=BIMODAL, family=narrow)
-    assert BIMODAL.log_evidence(x) - single.elbo > 0.2
-
-
-def test_recursive_mixture_adds_what_one_component_lacks():
-    xs = jnp.linspace(-1, 1, 12)[:, None]
-    settings = {"model": BIMODAL, "latent_dim": 1, "num_steps": 300, "batch_size": 12, "learning_rate": 0.03}
-
-    def make(key, head):
-        return ag.encoders.linear(key, 1, head, rank=1)
-
-    one, two = (I.recursive_mixture(KEY, xs, **settings, make_encoder=make, num_components=k) for k in (1, 2))
-
-    def gap(fit, k):
-        family = ag.families.MixtureOfNormals(1, k)
-        values = jax.vmap(
-            lambda i, x: (
-                BIMODAL.log_evidence(x)
-                - ag.elbo(jax.random.fold_in(KEY, i), fit.encoder(x), x, model=BIMODAL, family=family, num_samples=500)
-            )
-        )(jnp.arange(12), xs)
-        return float(values.mean())
-
-    assert bool(two.finite) and len(two.encoder.components) == 2
-    assert gap(one, 1) > 0.2 and gap(two, 2) < 0.6 * gap(one, 1)
-    assert two.encoder.num_weights == 2 * one.encoder.num_weights
-
-
 def test_aggressive_training_moves_the_decoder_only_at_every_last_inner_step():
     model = ag.models.deep_latent_gaussian(KEY, latent_dim=2, data_dim=3, width=2, depth=1)
     xs = (XS[:8] > 0).astype(jnp.float32)
@@ -366,43 +318,6 @@ def test_aggressive_training_moves_the_decoder_only_at_every_last_inner_step():
     moved = [bool((a != b).any()) for a, b in zip(jax.tree.leaves(four.model), jax.tree.leaves(model), strict=True)]
     assert all(same) and any(moved)
     assert np.abs(three.encoder.phi).max() > 0
-
-
-def test_conditioning_gap_is_what_the_best_restricted_encoder_loses():
-    floor = float(FA.conditioning_gap([0, 2]))
-    # The mean over many data of the KL's mean part at E[m | x_S], by Monte Carlo from the definition.
-    xs = jax.vmap(lambda k: FA.sample(k)[1])(jax.random.split(KEY, 20_000))
-    means = np.asarray(jax.vmap(FA.posterior_mean)(xs))
-    seen = np.asarray(xs)[:, [0, 2]]
-    fitted = seen @ np.linalg.lstsq(seen, means, rcond=None)[0]
-    losses = 0.5 * np.einsum("ni,ij,nj->n", means - fitted, PRECISION, means - fitted)
-    assert abs(losses.mean() - floor) < 5 * losses.std() / 20_000**0.5
-    assert float(FA.conditioning_gap([0, 1, 2])) == pytest.approx(0, abs=1e-5)
-    signal = np.asarray(FA.loadings).T @ np.diag(1 / np.asarray(FA.noise_variance)) @ np.asarray(FA.loadings)
-    assert float(FA.conditioning_gap([])) == pytest.approx(0.5 * np.trace(signal), rel=1e-5)
-    assert 0 < floor < float(FA.conditioning_gap([0])) < float(FA.conditioning_gap([]))
-
-
-def test_conditioning_gap_of_a_filter_on_a_chain(x64):
-    # The encoder of step t that sees only the past: the gap of one step of an autoregression, by the general formula.
-    length, phi, q, r = 8, 0.8, 0.5, 0.7
-    prior = np.diag(np.full(length, (1 + phi**2) / q)) - (phi / q) * (np.eye(length, k=1) + np.eye(length, k=-1))
-    prior[0, 0] = prior[-1, -1] = 1 / q
-    precision, covariance = prior + np.eye(length) / r, np.linalg.inv(prior)
-    of_x = covariance + r * np.eye(length)
-    gain = np.linalg.inv(precision) / r
-    t = 4
-    spread, cross = gain @ of_x @ gain.T, gain @ of_x
-    past = conditioning_gap(
-        jnp.asarray(precision[t : t + 1, t : t + 1]), jnp.asarray(spread[t : t + 1, t : t + 1]),
-        jnp.asarray(cross[t : t + 1, : t + 1]), jnp.asarray(of_x[: t + 1, : t + 1]),
-    )  # fmt: skip
-    # Directly: E[m_t | past] is the filter mean, and Var(m_t | past) = filter variance - smoother variance.
-    kept = np.s_[: t + 1]
-    filter_variance = np.linalg.inv(np.linalg.inv(covariance[kept, kept]) + np.eye(t + 1) / r)[t, t]
-    smoother_variance = np.linalg.inv(precision)[t, t]
-    np.testing.assert_allclose(past, 0.5 * precision[t, t] * (filter_variance - smoother_variance), rtol=1e-9)
-    assert float(past) > 0.01
 
 
 @pytest.fixture
