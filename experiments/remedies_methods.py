@@ -222,7 +222,7 @@ REMEDIES: dict[str, Remedy] = {
     "refine": Remedy("method", plain(_mlp), (1, 2, INNER, 5, 10, 20), like="baseline"),
     "semi-amortized": Remedy("method", _semi_amortized, (INNER,)),
     "iterative": Remedy("method", _iterative, (ITERATIONS,)),
-    "buffered bound": Remedy("method", plain(_mlp), (10,), like="baseline"),
+    "buffered bound": Remedy("bound", plain(_mlp), (10,), like="baseline"),
     "wide + refine": Remedy("method", plain(_wider(8)), (5, 20), like="wide"),
     "residual + refine": Remedy("method", plain(_residual), (5,), like="residual"),
     "residual full rank": Remedy("family", plain(_residual, F.FullRankNormal)),

@@ -15,7 +15,11 @@ SCHEMA = Schema(
         Column("steps", int, "refinement steps or iterations at test time, 0 for one pass of the encoder", key=True),
         Column("seed", int, "seed of the encoder's initial weights and of its training noise", key=True),
         Column("split", str, "train (the encoder was fitted to these data) or test (held out)", key=True),
-        Column("kind", str, "family, encoder, objective, method or limit"),
+        Column(
+            "kind",
+            str,
+            "baseline, family, encoder, objective, method, limit, or bound (several weights: its gap has no split)",
+        ),
         Column("family", str, "variational family"),
         Column("num_data", int, "number of data evaluated"),
         Column("parameters", int, "trained scalars of the encoder, shared flow weights included"),

@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+import amortgap as ag
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "remedies.py"
 
@@ -36,8 +38,8 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def test_table_splits_every_gap_and_pairs_it_with_the_baseline(comparison):
     rows = rows_of(comparison)
-    # Baseline, wide, five numbers of refinement steps and local VI, each on two splits.
-    assert len(rows) == 2 * 8
+    # Baseline, wide, six numbers of refinement steps and local VI, each on two splits.
+    assert len(rows) == 2 * 9
     gaps = {(r["remedy"], r["steps"], r["split"]): float(r["inference_gap"]) for r in rows}
     for row in rows:
         gap = float(row["inference_gap"])
@@ -67,9 +69,11 @@ def test_front_holds_what_nothing_beats(monkeypatch):
 
     def row(name, gap, parameters=1, training=1, at_test=0):
         costs = {"parameters": parameters, "training_evaluations": training, "test_evaluations": at_test}
-        return {"remedy": name, "steps": 0, "inference_gap": gap, **costs}
+        return {"remedy": name, "kind": "method", "steps": 0, "inference_gap": gap, **costs}
 
     rows = [row("cheap", 1.0), row("worse", 1.1), row("better", 0.5, at_test=9), row("dear", 0.6, 2, at_test=9)]
+    # A step short of the budget is no advantage; a bound with several weights is not compared.
+    rows += [row("same cost", 1.2, training=0.99), row("weighted", 0.1) | {"kind": "bound"}]
     assert front(rows) == {"cheap", "better"}
 
 
@@ -91,9 +95,8 @@ def test_figure_shows_what_the_table_says(comparison, monkeypatch):
 
 
 def test_wrong_calls_are_refused_with_a_reason():
-    missing = run("--preset", "smoke", "--study.data", "mnist")
-    loader = __import__("amortgap").data
-    if not hasattr(loader, "load_mnist"):
+    if not hasattr(ag.data, "load_mnist"):
+        missing = run("--preset", "smoke", "--study.data", "mnist")
         assert missing.returncode == 2
         assert "needs amortgap.data.load_mnist" in missing.stderr
     unknown = run("--preset", "smoke", "--remedies", "magic")
