@@ -348,7 +348,10 @@ BAD = [
     (lambda: I.iwae_objective(model=FA, family=ag.families.AuxiliaryFlow(2, 1), num_samples=2), "need family.log_prob"),
     (lambda: I.WeightNormEncoder(CONSTANT, 1.0), "encoder must have a network"),
     (lambda: FA.conditioning_gap([0, 0]), "observed must be distinct coordinates below 3"),
-    (lambda: ag.gaps.conditioning_gap(jnp.eye(2), jnp.eye(3), jnp.ones((2, 1)), jnp.eye(1)), "precision, mean_covariance"),
+    (
+        lambda: ag.gaps.conditioning_gap(jnp.eye(2), jnp.eye(3), jnp.ones((2, 1)), jnp.eye(1)),
+        "precision, mean_covariance",
+    ),
     (lambda: I.local_vi_from_starts(KEY, XS[0], **SETTINGS, num_starts=0), "num_starts must be"),
 ]  # fmt: skip
 
