@@ -150,7 +150,8 @@ def _semi_amortized(key: jax.Array, problem: Problem) -> Trained:
     first = plain(_mlp, factor=0.5)(key_weights, problem)
     # Refined twice, once to see that all steps are finite, and three bounds after.
     evaluations = 2 * INNER * REFINE["num_samples"] + 3
-    settings: dict[str, Any] = _by(problem, evaluations, 0.5) | {"learning_rate": 0.3 * problem.study.learning_rate}
+    settings = _by(problem, evaluations, 0.5)
+    settings["learning_rate"] = 0.3 * problem.study.learning_rate
     fit = inference.semi_amortized_vi(
         key_train, problem.xs, model=problem.model, family=problem.mean_field, encoder=first.encoder,
         refine_steps=INNER, refine_rate=REFINE["learning_rate"], refine_samples=REFINE["num_samples"],

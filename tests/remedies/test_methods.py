@@ -8,41 +8,11 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from exact_fa import CONSTANT, FA, FAMILY, KEY, SETTINGS, XS, affine_encoder, exact_gap
 
 import amortgap as ag
 
-KEY = jax.random.key(0)
 I = ag.inference  # noqa: E741
-FA = ag.models.FactorAnalysis(
-    loadings=jnp.array([[1.0, 0.3], [0.5, 1.0], [-0.4, 0.8]]),
-    mean=jnp.zeros(3),
-    noise_variance=jnp.array([0.5, 1, 0.7]),
-)
-XS = jax.vmap(lambda k: FA.sample(k)[1])(jax.random.split(jax.random.key(7), 40))
-FAMILY = ag.families.MeanFieldNormal(2)
-PRECISION = np.asarray(FA.posterior_precision())
-CONSTANT = ag.encoders.constant(KEY, 3, FAMILY)
-
-
-def exact_gap(phi, x):
-    """KL(q || posterior) minus its minimum over mean field normals, in closed form."""
-    mean, log_scale = np.split(np.asarray(phi, np.float64), 2)
-    ratio = np.diag(PRECISION) * np.exp(2 * log_scale)
-    left = mean - np.asarray(FA.posterior_mean(x))
-    return 0.5 * np.sum(ratio - 1 - np.log(ratio)) + 0.5 * left @ PRECISION @ left
-
-
-def affine_encoder(scale=0.5):
-    """An encoder that shrinks the posterior mean, so that its gap is known and positive."""
-    encoder = ag.encoders.linear(KEY, 3, FAMILY, rank=2)
-    gain = np.linalg.solve(PRECISION, (np.asarray(FA.loadings) / np.asarray(FA.noise_variance)[:, None]).T)
-    leaves, structure = jax.tree.flatten(encoder.network)
-    b1, k1, b2, k2 = leaves
-    new = [jnp.zeros_like(b1), jnp.asarray(scale * gain.T, k1.dtype), jnp.zeros_like(b2), jnp.eye(2, 4, dtype=k2.dtype)]
-    return dataclasses.replace(encoder, network=jax.tree.unflatten(structure, new))
-
-
-SETTINGS = {"model": FA, "family": FAMILY}
 
 
 @pytest.mark.parametrize("optimizer", ["natural", "sgd", "adam"])
@@ -192,95 +162,6 @@ def test_buffered_bound_is_unbiased_for_the_evidence_and_above_the_elbo():
     assert abs(elbos.mean() - exact) < 5 * elbos.std() / n**0.5
     assert values.mean() - elbos.mean() > 5 * (values.std() + elbos.std()) / n**0.5
     assert values.mean() < FA.log_evidence(x) + 5 * values.std() / n**0.5
-
-
-def test_doubly_reparameterised_gradient_is_unbiased_and_silent_at_the_posterior(x64):
-    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), FA)
-    x, full = XS[0].astype(jnp.float64), ag.families.FullRankNormal(2)
-    posterior = model.posterior(x)
-    settings = {"model": model, "family": full, "num_samples": 3}
-    double, plain = (I.iwae_objective(**settings, doubly_reparameterised=d) for d in (True, False))
-    best = full.from_moments(posterior.mean, jnp.linalg.cholesky(posterior.covariance))
-
-    def gradient(objective, phi):
-        return jax.vmap(jax.grad(lambda k, p: objective(k, lambda x: p, x), argnums=1), (0, None))(
-            jax.random.split(KEY, 20_000), phi
-        )
-
-    np.testing.assert_allclose(gradient(double, best)[:50], 0, atol=1e-9)
-    phi = best + 0.3
-    have, want = gradient(double, phi), gradient(plain, phi)
-    error = (have.std(0) + want.std(0)) / 20_000**0.5
-    assert np.all(np.abs(have.mean(0) - want.mean(0)) < 4 * error)
-    assert np.abs(want.mean(0)).max() > 10 * error.max()
-    key = jax.random.key(3)
-    np.testing.assert_allclose(double(key, lambda x: phi, x), plain(key, lambda x: phi, x), rtol=1e-12)
-
-
-def test_sleep_is_stationary_at_the_moments_of_the_posterior():
-    # Forward KL: posterior means, and marginal variances, where the ELBO would have 1 / Lambda_jj.
-    objective, n = I.sleep_objective(**SETTINGS), 40_000
-    marginal = 0.5 * jnp.log(jnp.diag(jnp.linalg.inv(jnp.asarray(PRECISION))))
-
-    def value(shift, key):
-        return objective(key, lambda x: jnp.concatenate([FA.posterior_mean(x), marginal]) + shift, XS[0])
-
-    gradients = jax.vmap(jax.grad(value), (None, 0))(jnp.zeros(4), jax.random.split(KEY, n))
-    assert np.all(np.abs(gradients.mean(0)) < 5 * gradients.std(0) / n**0.5)
-    reverse = -0.5 * np.log(np.diag(PRECISION))
-    assert np.abs(reverse - marginal).min() > 0.005
-    moved = jnp.concatenate([jnp.zeros(2), jnp.asarray(reverse - marginal)])
-    elsewhere = jax.vmap(jax.grad(value), (None, 0))(moved, jax.random.split(KEY, n))
-    assert np.any(np.abs(elsewhere.mean(0)) > 5 * elsewhere.std(0) / n**0.5)
-
-
-def test_objectives_are_the_elbos_they_say():
-    encoder, x, n = affine_encoder(), XS[0], 4000
-    keys = jax.random.split(KEY, n)
-
-    def mean(objective):
-        draws = jax.vmap(lambda k: objective(k, encoder, x))(keys)
-        return float(draws.mean()), float(draws.std()) / n**0.5
-
-    def exact(phi, x):
-        return float(FA.log_evidence(x) - FA.mean_field_kl()) - exact_gap(phi, x)
-
-    plain, error = mean(I.elbo_objective(**SETTINGS))
-    assert abs(plain - exact(encoder(x), x)) < 5 * error
-    noise, error = mean(I.denoising_objective(**SETTINGS, noise_scale=2.0))
-    # The ELBO is quadratic in the mean, which noise on x moves by an affine map: half the trace is lost.
-    jacobian = np.asarray(jax.jacobian(encoder)(x))[:2]
-    lost = 0.5 * 2.0**2 * np.trace(jacobian.T @ PRECISION @ jacobian)
-    assert abs(noise - (exact(encoder(x), x) - lost)) < 5 * error
-    assert lost > 5 * error
-    half, error = mean(I.reverse_half_asleep_objective(**SETTINGS))
-    simulated = jax.vmap(lambda k: FA.sample(k)[1])(jax.random.split(jax.random.key(5), 2000))
-    asleep = np.array([exact(encoder(s), s) for s in simulated[:400]])
-    assert abs(half - 0.5 * exact(encoder(x), x) - 0.5 * asleep.mean()) < 5 * (error + 0.5 * asleep.std() / 400**0.5)
-
-
-def test_weight_normalised_encoder_has_units_of_one_norm():
-    inner = ag.encoders.mlp(KEY, 3, FAMILY, width=4, depth=1)
-    encoder = I.WeightNormEncoder(inner, 0.8)
-    x = jnp.array([0.3, -1.0, 0.5])
-    scaled = dataclasses.replace(
-        inner, network=jax.tree.map(lambda leaf: 3.0 * leaf if leaf.ndim == 2 else leaf, inner.network)
-    )
-    np.testing.assert_allclose(encoder(x), I.WeightNormEncoder(scaled, 0.8)(x), rtol=1e-5)
-    _, k1, _, k2 = jax.tree.leaves(inner.network)
-    k1, k2 = (0.8 * k / jnp.linalg.norm(k, axis=0, keepdims=True) for k in (k1, k2))
-    np.testing.assert_allclose(encoder(x), jax.nn.elu(x @ k1) @ k2, rtol=1e-5)
-
-
-def test_train_encoder_reaches_the_closed_form():
-    fit = I.train_encoder(
-        KEY, XS, model=FA, encoder=ag.encoders.linear(KEY, 3, FAMILY, rank=2),
-        objective=I.elbo_objective(**SETTINGS, num_samples=4), num_steps=1500, batch_size=40, learning_rate=0.03,
-    )  # fmt: skip
-    gaps = [exact_gap(fit.encoder(x), x) for x in XS]
-    assert bool(fit.finite) and np.mean(gaps) < 0.01
-    before = [exact_gap(CONSTANT(x), x) for x in XS]
-    assert np.mean(before) > 0.3
 
 
 def test_iterative_inference_beats_every_direct_encoder_of_its_size():
