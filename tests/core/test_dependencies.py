@@ -111,4 +111,4 @@ def test_the_reader_of_imports_sees_imports():
     assert internal("amortgap.objectives") == {"amortgap._checks"}
     assert "amortgap.objectives" in internal("amortgap.inference.amortized")
     assert "amortgap.sweep.cells" in internal("amortgap.sweep")
-    assert "sklearn.datasets.load_digits" in imports("amortgap.data")
+    assert "sklearn.datasets.load_digits" in imports("amortgap.data.digits")

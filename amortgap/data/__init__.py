@@ -1,0 +1,19 @@
+"""Data sets: scikit-learn's embedded digits, and image sets read from files, binarised in a stated way and hashed."""
+
+from amortgap.data.binarise import draw_binary
+from amortgap.data.digits import DIGITS_SHA256, load_digits
+from amortgap.data.download import download
+from amortgap.data.images import load_cifar10, load_fashion_mnist, load_kmnist, load_mnist
+from amortgap.data.records import DataSet
+
+__all__ = [
+    "DIGITS_SHA256",
+    "DataSet",
+    "download",
+    "draw_binary",
+    "load_cifar10",
+    "load_digits",
+    "load_fashion_mnist",
+    "load_kmnist",
+    "load_mnist",
+]
