@@ -21,14 +21,30 @@ if TYPE_CHECKING:
     from amortgap.aggregate import aggregate_posterior
     from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.gaps import Gaps
-    from amortgap.inference import AmortizedFit, LocalFit, amortized_vi, fit_local, local_vi, train_vae
+    from amortgap.expectations import Expectation
+    from amortgap.inference import (
+        AmortizedFit,
+        GlobalLocalFit,
+        LocalFit,
+        amortized_vi,
+        fit_local,
+        global_local_vi,
+        local_vi,
+        train_vae,
+        whole_elbo,
+    )
     from amortgap.measure import compare_encoders, evaluate_bounds, inference_gaps
-    from amortgap.objectives import cubature_elbo, elbo, iw_bound
+    from amortgap.objectives import cubature_elbo, elbo, iw_bound, quadrature_elbo
 
 _HOMES = {
     "cubature_elbo": "objectives",
     "elbo": "objectives",
     "iw_bound": "objectives",
+    "quadrature_elbo": "objectives",
+    "Expectation": "expectations",
+    "global_local_vi": "inference",
+    "whole_elbo": "inference",
+    "GlobalLocalFit": "inference",
     "local_vi": "inference",
     "fit_local": "inference",
     "amortized_vi": "inference",
@@ -60,7 +76,9 @@ _MODULES = (
 
 __all__ = [
     "AmortizedFit",
+    "Expectation",
     "Gaps",
+    "GlobalLocalFit",
     "LocalFit",
     "aggregate_posterior",
     "amortized_vi",
@@ -77,6 +95,7 @@ __all__ = [
     "families",
     "fit_local",
     "gaps",
+    "global_local_vi",
     "inference",
     "inference_gaps",
     "iw_bound",
@@ -84,8 +103,10 @@ __all__ = [
     "log_evidence",
     "models",
     "objectives",
+    "quadrature_elbo",
     "train_vae",
     "weights",
+    "whole_elbo",
 ]
 
 
