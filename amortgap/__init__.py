@@ -20,17 +20,26 @@ if TYPE_CHECKING:
     from amortgap import data, diagnostics, encoders, evidence, families, gaps, inference, models, objectives, weights
     from amortgap.aggregate import aggregate_posterior
     from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
-    from amortgap.gaps import Gaps
     from amortgap.expectations import Expectation
+    from amortgap.gaps import Gaps
     from amortgap.inference import (
         AmortizedFit,
+        EncoderFit,
         GlobalLocalFit,
         LocalFit,
         amortized_vi,
+        buffered_bound,
         fit_local,
         global_local_vi,
+        iterative_amortized_vi,
         local_vi,
+        local_vi_from_starts,
+        recursive_mixture,
+        refine,
+        semi_amortized_vi,
+        train_encoder,
         train_vae,
+        train_vae_aggressively,
         whole_elbo,
     )
     from amortgap.measure import compare_encoders, evaluate_bounds, inference_gaps
@@ -49,6 +58,15 @@ _HOMES = {
     "fit_local": "inference",
     "amortized_vi": "inference",
     "train_vae": "inference",
+    "local_vi_from_starts": "inference",
+    "buffered_bound": "inference",
+    "iterative_amortized_vi": "inference",
+    "recursive_mixture": "inference",
+    "refine": "inference",
+    "semi_amortized_vi": "inference",
+    "train_encoder": "inference",
+    "train_vae_aggressively": "inference",
+    "EncoderFit": "inference",
     "LocalFit": "inference",
     "AmortizedFit": "inference",
     "log_evidence": "evidence",
@@ -76,12 +94,14 @@ _MODULES = (
 
 __all__ = [
     "AmortizedFit",
+    "EncoderFit",
     "Expectation",
     "Gaps",
     "GlobalLocalFit",
     "LocalFit",
     "aggregate_posterior",
     "amortized_vi",
+    "buffered_bound",
     "compare_encoders",
     "cubature_elbo",
     "data",
@@ -98,13 +118,20 @@ __all__ = [
     "global_local_vi",
     "inference",
     "inference_gaps",
+    "iterative_amortized_vi",
     "iw_bound",
     "local_vi",
+    "local_vi_from_starts",
     "log_evidence",
     "models",
     "objectives",
     "quadrature_elbo",
+    "recursive_mixture",
+    "refine",
+    "semi_amortized_vi",
+    "train_encoder",
     "train_vae",
+    "train_vae_aggressively",
     "weights",
     "whole_elbo",
 ]

@@ -1,6 +1,6 @@
-"""The data of Margossian and Blei (2024), drawn again bit by bit without their library, and data that can only be redrawn.
+"""The data of Margossian and Blei (2024), drawn again bit by bit, and data that can only be redrawn.
 
-Their generator is the Mersenne Twister. A request for fewer than 16 normals takes 53-bit uniforms one pair at a time and
+Their generator is the Mersenne Twister. A request for fewer than 16 normals takes 53-bit uniforms a pair at a time and
 keeps the second value of each Box-Muller pair; a request for a multiple of 16 single-precision normals takes 24-bit
 uniforms in blocks of 16, the first eight of a block for the radius and the last eight for the angle.
 """
@@ -17,7 +17,7 @@ class Normals:
 
     def __init__(self, seed: int) -> None:
         # The stream of the legacy generator is frozen for ever, which is what regenerating data needs.
-        self._bits = np.random.RandomState(seed)  # noqa: NPY002
+        self._bits = np.random.RandomState(seed)
         self._kept: float | None = None
 
     def _words(self, count: int) -> np.ndarray:

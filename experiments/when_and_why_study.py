@@ -1,4 +1,4 @@
-"""What the parts of `when_and_why.py` share: sizes, the schema of the table, and how an encoder is trained and judged."""
+"""What the parts of `when_and_why.py` share: sizes, the schema of the table, how an encoder is trained and judged."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def row(part: str, method: str, quantity: str, value: Any, **more: Any) -> dict[
     base |= {"part": part, "method": method, "quantity": quantity, "num_data": -1, "size": -1, "seed": -1, "step": -1}
     base["value"] = None if value is None or not np.isfinite(value) else float(value)
     base |= {
-        name: (None if item is None or isinstance(item, float) and not math.isfinite(item) else item)
+        name: (None if item is None or (isinstance(item, float) and not math.isfinite(item)) else item)
         for name, item in more.items()
     }
     if base["target"] is not None:

@@ -1,5 +1,7 @@
 """Models whose whole posterior is known, against dense linear algebra and against sums over a grid."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +126,7 @@ def test_window_gap_is_least_squares_and_vanishes_with_the_whole_series(key, x64
     beta = np.linalg.lstsq(root @ inputs, root @ target, rcond=None)[0]
     assert model.window_gap(x, 1) == pytest.approx(0.5 * np.sum((root @ (inputs @ beta - target)) ** 2), abs=1e-10)
     gaps = [model.window_gap(x, width) for width in range(4)]
-    assert all(narrow > wide for narrow, wide in zip(gaps, gaps[1:], strict=False)) and gaps[-1] < 1e-12
+    assert all(narrow > wide for narrow, wide in itertools.pairwise(gaps)) and gaps[-1] < 1e-12
     with pytest.raises(ValueError, match="not shorter than its window of 9"):
         windows(x, 4)
 

@@ -1,0 +1,120 @@
+"""Rates of the natural-gradient steps and of matrix products with data sharded over all devices of this process.
+
+Started by `local_vi.py` with one CPU device a core; prints a JSON line. The weights are fresh: rates do not depend on
+them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import amortgap as ag
+from amortgap.inference.layout import Layout
+from amortgap.inference.natural_gradient import ascend
+
+PIXELS = 784
+# Decoder rows in flight on each device.
+ROWS = 1000
+
+
+def turns(
+    calls: dict[str, Callable[[], Any]], number: int, *, once: frozenset[str] = frozenset()
+) -> dict[str, list[float]]:
+    """Return the seconds of every call in every turn, the first calls left out; slow ones take part in one turn."""
+    for name, call in calls.items():
+        if name not in once:
+            jax.block_until_ready(call())
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(number):
+        for name, call in calls.items():
+            if turn and name in once:
+                continue
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def gradient_flops(sizes: tuple[int, ...]) -> float:
+    """Return the floating point operations of the products in one gradient with respect to the latent."""
+    return 4.0 * sum(a * b for a, b in itertools.pairwise(sizes))
+
+
+def matmuls(sizes: tuple[int, ...], steps: int, *, rows: int = ROWS) -> tuple[Callable[[], jax.Array], float]:
+    """Return a call that does the products in `steps` gradients of `rows` rows on every device, and their count."""
+    layout = Layout(jax.devices())
+    key = jax.random.key(1)
+    weights = layout.everywhere([jax.random.normal(key, shape) / 10 for shape in itertools.pairwise(sizes)])
+    batch = layout.split(jax.random.normal(key, (rows * len(layout.devices), sizes[0])))
+
+    @jax.jit
+    def run(batch: jax.Array, weights: list[jax.Array]) -> jax.Array:
+        def step(_: Any, carry: jax.Array) -> jax.Array:
+            hidden = batch + carry
+            for matrix in weights:
+                hidden = hidden @ matrix
+            for matrix in reversed(weights):
+                hidden = hidden @ matrix.T
+            return carry + 1e-9 * hidden
+
+        return jax.lax.fori_loop(0, steps, step, jnp.zeros_like(batch))
+
+    return lambda: run(batch, weights), float(steps * len(batch))
+
+
+def kernel(model: Any, points: int, steps: int) -> tuple[Callable[[], jax.Array], float]:
+    """Return a call that takes `steps` natural-gradient steps for every point, and the number of gradients."""
+    layout = Layout(jax.devices())
+    points = layout.size(points, points)
+    xs = layout.split(jnp.ones((points, model.data_dim)).at[:, ::2].set(0))
+    noises = layout.split(jax.random.normal(jax.random.key(2), (points, steps, model.latent_dim)))
+    model = layout.everywhere(model)
+
+    @jax.jit
+    def run(noises: jax.Array, xs: jax.Array, model: Any) -> jax.Array:
+        def one(noise: jax.Array, x: jax.Array) -> jax.Array:
+            gradient = jax.grad(lambda z: -model.log_joint(z, x))
+            start = jnp.zeros(model.latent_dim), jnp.full(model.latent_dim, 0.3)
+            return ascend(noise, gradient, *start, warmup_steps=0).end[0]
+
+        return jax.vmap(one)(noises, xs)
+
+    return lambda: run(noises, xs, model), float(2 * steps * points)
+
+
+def main() -> None:
+    """Measure in turns and print the rates."""
+    points, steps, number, latent_dim, width = map(int, sys.argv[1:])
+    sizes = (latent_dim, width, width, PIXELS)
+    model = ag.models.deep_latent_gaussian(
+        jax.random.key(0), latent_dim=latent_dim, data_dim=PIXELS, width=width, depth=2
+    )
+    count = jax.device_count()
+    together = min(points, ROWS // 2 * count)
+    square = Layout(jax.devices()).split(jnp.ones((count, 2048, 2048)))
+    product = jax.jit(lambda a: a @ a)
+    calls, amount = {}, {}
+    calls["kernel"], amount["kernel"] = kernel(model, together, steps)
+    calls["products"], amount["products"] = matmuls(sizes, steps, rows=2 * together // count)
+    calls["square"], amount["square"] = lambda: product(square), count * 2 * 2048**3 / gradient_flops(sizes)
+    taken = turns(calls, number)
+    rate = {name: [amount[name] / seconds for seconds in found] for name, found in taken.items()}
+
+    def share(name: str) -> float:
+        return statistics.median(a / b for a, b in zip(rate["kernel"], rate[name], strict=True))
+
+    found = {"rate": statistics.median(rate["kernel"]), "share": share("products"), "square_share": share("square")}
+    print(json.dumps({"devices": count, **found}))
+
+
+if __name__ == "__main__":
+    main()

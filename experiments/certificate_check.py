@@ -1,0 +1,241 @@
+"""The nats that local VI says it misses, against those it does miss, on models whose optimum is known exactly.
+
+    python experiments/certificate_check.py                    # preset default: about two minutes on one core
+    python experiments/certificate_check.py --preset smoke     # a minute, mostly compilation
+
+Fits from the prior are broken off after growing numbers of steps and judged by their own `suboptimality`; the exact
+loss follows from the closed form of the optimum. *Certificates* (normal families) must lie within two standard errors
+of the truth, plus the tenth of it that higher orders are allowed, for 90 % of the data that miss less than a nat; the
+*gain between two horizons* (families fitted by Adam) has no such claim and is shown beside them. Of the fits called
+converged none may miss more than three times the tolerance.
+
+Writes OUT/table.csv, OUT/table.json and OUT/certificate_check.{pdf,png}; the exit status is 1 if the default preset
+misses a requirement. Every model is a cell of a sweep: run again with the same OUT to resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from amortgap.runtime import prepare_compiler
+
+prepare_compiler(one_core=True)
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+import amortgap as ag
+from amortgap.figures import save, style
+from amortgap.sweep import CellResult, Column, Schema, make_cells, read_csv
+from amortgap.sweep.config import parse_args
+from amortgap.sweep.script import Flat, SweepOptions, run_sweep
+from amortgap.sweep.sidecar import write_sidecar
+
+SCHEMA = Schema(
+    version=1,
+    columns=(
+        Column("model", str, "model and family", key=True),
+        Column("steps", int, "optimiser steps after the warm-up, reruns left out", key=True),
+        Column("datum", int, "number of the datum", key=True),
+        Column("true", float, "nats below the best ELBO of the family, in closed form"),
+        Column("estimated", float, "LocalFit.suboptimality, nats; empty where there is no certificate"),
+        Column("standard_error", float, "its stated standard error"),
+        Column("converged", bool, "LocalFit.converged"),
+    ),
+)
+# Name, latent dimension, condition number of the posterior precision, whether Adam fits a full rank normal.
+NORMAL_MODELS = (
+    ("factor analysis, d = 5", 5, 20.0, False),
+    ("factor analysis, d = 50, condition 10^4", 50, 1e4, False),
+    ("factor analysis, d = 5, full rank by Adam", 5, 20.0, True),
+)
+COUNTS = "Poisson-Gamma"
+TOLERANCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One cell, and the sizes that all cells share."""
+
+    model: str = COUNTS
+    """Name of the model."""
+    seed: int = 0
+    """Seed of everything random."""
+    num_data: int = 25
+    """Simulated data."""
+    steps: tuple[int, ...] = (3, 10, 30, 100, 200)
+    """Steps after which fits are broken off; the last are taken up again where they miss the tolerance."""
+    num_samples: int = 256
+    """Draws of the certificate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the check."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    enforce: bool = True
+    """Exit with status 1 if a requirement is missed; the smoke preset is too small to meet them."""
+    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=Path("results/certificate_check")))
+
+
+PRESETS = {"default": Args(), "smoke": Args(enforce=False, study=Study(num_data=2, steps=(2, 4), num_samples=16))}
+
+
+def factor_analysis(seed: int, d: int, condition: float) -> ag.models.FactorAnalysis:
+    """Return factor analysis whose posterior precision has eigenvalues from 1 to `condition` in a random basis."""
+    rng = np.random.default_rng(seed)
+    rotation, columns = np.linalg.qr(rng.normal(size=(d, d)))[0], np.linalg.qr(rng.normal(size=(d + 10, d)))[0]
+    noise = rng.uniform(0.3, 2, d + 10)
+    loadings = np.sqrt(noise)[:, None] * columns * np.sqrt(np.geomspace(1, condition, d) - 1) @ rotation
+    return ag.models.FactorAnalysis(
+        loadings=jnp.asarray(loadings), mean=jnp.zeros(d + 10), noise_variance=jnp.asarray(noise)
+    )
+
+
+def normal_loss(model: ag.models.FactorAnalysis, family: Any, phi: Any, x: Any) -> float:
+    """Return the nats that phi misses, by the closed form of a normal posterior, in 64 bits."""
+    loadings, noise = np.asarray(model.loadings, np.float64), np.asarray(model.noise_variance, np.float64)
+    precision = np.eye(loadings.shape[1]) + loadings.T @ (loadings / noise[:, None])
+    mean, root = (np.asarray(part, np.float64) for part in family.moments(phi))
+    away = mean - np.linalg.solve(precision, loadings.T @ (np.asarray(x - model.mean, np.float64) / noise))
+    if isinstance(family, ag.families.MeanFieldNormal):
+        ratios = np.diag(precision) * np.diag(root) ** 2
+    else:
+        ratios = np.linalg.eigvalsh(root.T @ precision @ root)
+    return 0.5 * float(away @ precision @ away + np.sum(ratios - 1 - np.log(ratios)))
+
+
+def count_loss(model: ag.models.PoissonGamma, phi: Any, x: Any) -> float:
+    """Return the nats that phi misses of the best normal on the log of a Gamma posterior."""
+    alpha = float(model.shape + x[0])
+    optimum = float(model.normal_optimum(x)[0][0])
+    mean, log_scale = (float(part) for part in phi)
+    # E_q[exp z] relative to its value at the optimum, where it is alpha / beta.
+    excess = math.expm1(mean - optimum + 0.5 * (math.exp(2 * log_scale) - 1 / alpha))
+    return alpha * (optimum - mean + excess) - 0.5 * (math.log(alpha) + 2 * log_scale)
+
+
+def compute(study: Study) -> CellResult:
+    """Fit one model's data to every number of steps and return estimated and exact loss."""
+    method, losses = "natural_gradient", None
+    if study.model == COUNTS:
+        model = ag.models.PoissonGamma(shape=jnp.asarray(1.5), rate=jnp.asarray(0.5))
+        family = ag.families.MeanFieldNormal(1)
+        losses = lambda phi, x: count_loss(model, phi, x)  # noqa: E731
+    else:
+        d, condition, full = next((d, c, f) for name, d, c, f in NORMAL_MODELS if name == study.model)
+        model = factor_analysis(study.seed, d, condition)
+        family = ag.families.FullRankNormal(d) if full else ag.families.MeanFieldNormal(d)
+        method = "adam" if full else method
+        losses = lambda phi, x: normal_loss(model, family, phi, x)  # noqa: E731
+    xs = ag.diagnostics.simulate(jax.random.key(study.seed), model=model, num_data=study.num_data).xs
+    rows = []
+    for steps in study.steps:
+        fit = ag.fit_local(
+            jax.random.key(study.seed + steps),
+            xs,
+            model=model,
+            family=family,
+            method=method,
+            num_steps=steps,
+            # Adam has no warm-up, so that its steps count from the prior.
+            warmup_steps=0 if method == "adam" else None,
+            num_samples=study.num_samples,
+            tolerance=TOLERANCE,
+            max_reruns=3 if steps == study.steps[-1] else 0,
+        )
+        for datum in range(study.num_data):
+            estimated, error = float(fit.suboptimality[datum]), float(fit.suboptimality_standard_error[datum])
+            known = math.isfinite(estimated)
+            rows.append(
+                {
+                    "model": study.model,
+                    "steps": steps,
+                    "datum": datum,
+                    "true": losses(fit.phi[datum], xs[datum]),
+                    "estimated": estimated if known else None,
+                    "standard_error": error if known else None,
+                    "converged": bool(fit.converged[datum]),
+                }
+            )
+    return CellResult(rows=rows)
+
+
+def verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what is required of the table, with values and whether they are met."""
+    found = {}
+    for model in sorted({row["model"] for row in rows} - {NORMAL_MODELS[2][0]}):
+        near = [row for row in rows if row["model"] == model and row["true"] < 1 and row["estimated"] is not None]
+        # The last term is the rounding of a mean of log densities in 32 bits.
+        hits = [
+            abs(row["estimated"] - row["true"]) <= 2 * row["standard_error"] + 0.1 * row["true"] + 1e-4 for row in near
+        ]
+        share = sum(hits) / max(len(hits), 1)
+        found[f"share of certificates within their error, {model}"] = {"value": share, "met": share >= 0.9}
+    worst = max((row["true"] for row in rows if row["converged"]), default=0.0)
+    found["largest loss of a fit called converged, nats"] = {"value": worst, "met": worst <= 3 * TOLERANCE}
+    return found
+
+
+def certificate_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Return estimated against true nats, one panel a model, logarithmic beyond a thousandth; the bar is two errors."""
+    names = sorted({row["model"] for row in rows})
+    with style():
+        figure, axes = plt.subplots(
+            1, max(len(names), 1), figsize=(2.7 * max(len(names), 1), 2.9), layout="constrained", squeeze=False
+        )
+        for ax, name in zip(axes[0], names, strict=False):
+            part = [row for row in rows if row["model"] == name and row["estimated"] is not None]
+            true, estimated, error = (
+                np.array([row[column] for row in part]) for column in ("true", "estimated", "standard_error")
+            )
+            ax.errorbar(
+                true, estimated, 2 * error, fmt="o", markersize=2.5, elinewidth=0.6, color="#0072B2", linestyle="none"
+            )
+            ends = np.array([0.0, max(true.max(initial=0.0), 2 * TOLERANCE) * 1.5])
+            ax.plot(ends, ends, color="#000000", linewidth=0.7)
+            for place in (ax.axhline, ax.axvline):
+                place(TOLERANCE, color="#777777", linewidth=0.7, linestyle=":")
+            for scale in (ax.set_xscale, ax.set_yscale):
+                scale("symlog", linthresh=1e-3)
+            ax.set_title(name, fontsize=7)
+            ax.set_xlabel("nats missed")
+        axes[0][0].set_ylabel("nats missed, estimated")
+    return figure
+
+
+def main() -> int:
+    """Fit, write table, figure and sidecar, and return the exit status."""
+    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    began = time.perf_counter()
+    names = [COUNTS, *(name for name, *_ in NORMAL_MODELS)]
+    cells = make_cells([dataclasses.replace(args.study, model=name) for name in names], schema_version=SCHEMA.version)
+    summary = run_sweep(cells, compute, args.sweep, schema=SCHEMA)
+    if args.sweep.dry_run or summary.exit_status == 130:
+        return summary.exit_status
+    out = args.sweep.out
+    rows = read_csv(out / "table.csv", SCHEMA).rows
+    files = [out / "table.csv", *save(certificate_figure(rows), out, "certificate_check")]
+    requirements = verdicts(rows)
+    if summary.computed or not (out / "table.json").exists():
+        spent = round(time.perf_counter() - began, 1)
+        write_sidecar(
+            out / "table.json", config=args, files=files, schema=SCHEMA, seconds=spent, requirements=requirements
+        )
+    for name, found in requirements.items():
+        print(f"{'met' if found['met'] else 'MISSED'}: {name}: {found['value']:.4g}")
+    missed = not all(found["met"] for found in requirements.values())
+    return summary.exit_status or (1 if missed and args.enforce else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The check of the certificate as a user runs it, its closed forms, and the committed results."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import amortgap as ag
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "experiments" / "certificate_check.py"
+RESULTS = ROOT / "results" / "certificate_check"
+
+
+@pytest.fixture
+def check(monkeypatch):
+    """Import the script, whose settings of the compiler would come too late here."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setattr("amortgap.runtime.prepare_compiler", lambda **_: None)
+    import certificate_check
+
+    return certificate_check
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_writes_table_sidecar_and_figure(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--preset", "smoke", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4 * 2 * 2
+    sidecar = json.loads((tmp_path / "table.json").read_text())
+    assert set(sidecar["files"]) == {"table.csv", "certificate_check.pdf", "certificate_check.png"}
+    assert len(sidecar["requirements"]) == 4
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_loss_on_a_normal_posterior_is_what_the_elbo_lacks(check, full):
+    model = check.factor_analysis(0, 3, 20.0)
+    eigenvalues = np.linalg.eigvalsh(model.posterior_precision())
+    np.testing.assert_allclose(eigenvalues, np.geomspace(1, 20, 3), rtol=1e-4)
+    family = ag.families.FullRankNormal(3) if full else ag.families.MeanFieldNormal(3)
+    x = model.sample(jax.random.key(1))[1]
+    phi = 0.3 * jax.random.normal(jax.random.key(2), (family.size,))
+    value = ag.elbo(jax.random.key(3), phi, x, model=model, family=family, num_samples=100_000, antithetic=True)
+    best = model.log_evidence(x) - (0 if full else model.mean_field_kl())
+    loss = check.normal_loss(model, family, phi, x)
+    assert loss > 1
+    np.testing.assert_allclose(loss, best - value, rtol=0.02)
+
+
+def test_loss_on_counts_is_what_the_elbo_lacks(check):
+    model = ag.models.PoissonGamma(shape=jnp.asarray(1.5), rate=jnp.asarray(0.5))
+    family, x = ag.families.MeanFieldNormal(1), jnp.array([3.0])
+    mean, scale = model.normal_optimum(x)
+    best = model.log_evidence(x) - model.normal_kl(x)
+    assert abs(check.count_loss(model, jnp.concatenate([mean, jnp.log(scale)]), x)) < 1e-6
+    phi = jnp.concatenate([mean + 0.4, jnp.log(scale) - 0.5])
+    value = ag.elbo(jax.random.key(3), phi, x, model=model, family=family, num_samples=100_000, antithetic=True)
+    np.testing.assert_allclose(check.count_loss(model, phi, x), best - value, rtol=0.02)
+
+
+def test_a_certificate_that_is_off_is_missed(check):
+    def row(**more):
+        return {"model": "m", "true": 0.5, "estimated": 0.5, "standard_error": 0.01, "converged": False, **more}
+
+    name = "share of certificates within their error, m"
+    assert check.verdicts([row()])[name]["met"]
+    assert not check.verdicts([row(estimated=0.6)])[name]["met"]
+    assert not check.verdicts([row(converged=True)])["largest loss of a fit called converged, nats"]["met"]
+
+
+def test_the_figure_shows_what_the_table_says(check):
+    row = {"model": "m", "steps": 3, "datum": 0, "true": 0.1, "estimated": 0.12, "standard_error": 0.01}
+    figure = check.certificate_figure([row | {"converged": False}, row | {"estimated": None, "converged": False}])
+    assert figure.axes[0].get_lines()[0].get_xydata().tolist() == [[0.1, 0.12]]
+    plt.close(figure)
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="no results of the check are committed yet")
+def test_committed_certificates_are_calibrated(check):
+    rows = check.read_csv(RESULTS / "table.csv", check.SCHEMA).rows
+    found = check.verdicts(rows)
+    assert len(found) == 4
+    assert {name: item for name, item in found.items() if not item["met"]} == {}
+    assert sum(row["converged"] for row in rows) > 50
