@@ -90,7 +90,7 @@ def amortized_factors(encoder: Any, family: Any) -> LocalFactors:
     return LocalFactors(source=encoder, branch=_branch(family), kind="amortized")
 
 
-def check_factors(factors: LocalFactors, xs: Any, family: Any, model: Any) -> None:
+def check_factors(factors: Any, xs: Any, family: Any, model: Any) -> None:
     """Refuse factors that do not fit family, model or data.
 
     Raises:

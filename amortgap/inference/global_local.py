@@ -91,7 +91,7 @@ def global_local_vi(
     model: Any,
     global_family: Any,
     family: Any,
-    factors: LocalFactors,
+    factors: Any,
     global_start: Float[Array, " size"] | None = None,
     num_steps: int = 2000,
     batch_size: int | None = None,

@@ -54,7 +54,7 @@ class _Whole:
 def whole_elbo(
     key: jax.Array | None,
     global_phi: Float[Array, " global_size"],
-    factors: LocalFactors,
+    factors: Any,
     xs: Any,
     *,
     model: Any,
@@ -114,7 +114,7 @@ def whole_elbo(
 
 def check_whole(
     xs: Any,
-    factors: LocalFactors,
+    factors: Any,
     model: Any,
     global_family: Any,
     family: Any,

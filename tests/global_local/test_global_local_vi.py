@@ -102,7 +102,7 @@ def test_multiple_starts_find_the_better_of_two_modes_and_extreme_data_stay_fini
     starts = jnp.stack([jnp.array([mean, -1.0]) for mean in (-6.0, -3.0, 0.0, 3.0, 6.6)])
     many = local_optima(xs, starts, model=model, family=NORMAL, expectation=rule)
     assert np.isfinite(np.asarray(jnp.concatenate([one.phi, many.phi]))).all()
-    assert (many.elbo >= one.elbo - 1e-9).all() and float(many.elbo[0] - one.elbo[0]) > 1
+    assert (many.elbo - one.elbo > 0.2).all()
     fit = global_local_vi(
         jax.random.key(0),
         xs,

@@ -35,7 +35,9 @@ def parts(structure):
         own = full.from_moments(jnp.asarray(posterior.global_mean), jnp.linalg.cholesky(np.linalg.inv(precision)))
         roots = np.linalg.cholesky(np.linalg.inv(posterior.local_precision))
         if structure == "block":
-            local = jnp.stack([full.from_moments(*pair) for pair in zip(posterior.local_mean, roots, strict=True)])
+            local = jnp.stack(
+                [full.from_moments(*map(jnp.asarray, pair)) for pair in zip(posterior.local_mean, roots, strict=True)]
+            )
             return full, full, own, free_factors(full, len(local), start=local)
         branch = Branch(full, 2)
         rows = []
@@ -91,7 +93,7 @@ def test_local_vi_and_amortized_vi_at_fixed_theta_reach_the_newton_optimum(key):
     from amortgap.inference import local_optima
 
     model = fix_global(ag.models.NonlinearHierarchy(), jnp.array([-0.3]))
-    xs = jnp.array([[0.5], [2.0]])
+    xs = jnp.array([[-2.0], [2.0]])
     best = local_optima(
         xs, NORMAL.standard()[None], model=model, family=NORMAL, expectation=Expectation("quadrature", 32)
     )
