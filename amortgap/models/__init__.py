@@ -5,7 +5,7 @@ from amortgap.models.bayesian_decoder import BayesianDecoder, bayesian_decoder
 from amortgap.models.deep_latent_gaussian import DeepLatentGaussian, deep_latent_gaussian
 from amortgap.models.factor_analysis import FactorAnalysis, FactorAnalysisFit, NormalPosterior, fit_factor_analysis
 from amortgap.models.finite_mixture import FiniteMixture
-from amortgap.models.hierarchical_regression import Group, HierarchicalRegression, group_statistics
+from amortgap.models.hierarchical_regression import GroupStatistics, HierarchicalRegression, group_statistics
 from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
 from amortgap.models.linear_gaussian_chain import LinearGaussianChain, windows
 from amortgap.models.log_joint import LogJoint, from_log_joint
@@ -24,7 +24,7 @@ __all__ = [
     "FactorAnalysisFit",
     "FiniteMixture",
     "Gaussian",
-    "Group",
+    "GroupStatistics",
     "HierarchicalRegression",
     "LinearGaussianChain",
     "LinearHierarchy",

@@ -17,7 +17,7 @@ from amortgap.models.arrow import ArrowPosterior, arrow_posterior
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class Group(NamedTuple):
+class GroupStatistics(NamedTuple):
     """Sufficient statistics of the observations of one group.
 
     Attributes:
@@ -38,7 +38,7 @@ class Group(NamedTuple):
         return jnp.concatenate([self.gram[rows, columns], self.cross]) / self.count
 
 
-def group_statistics(features: Any, responses: Any) -> Group:
+def group_statistics(features: Any, responses: Any) -> GroupStatistics:
     """Return the sufficient statistics of N groups of n observations each, features [N, n, d], responses [N, n].
 
     Raises:
@@ -51,7 +51,7 @@ def group_statistics(features: Any, responses: Any) -> Group:
     gram = jnp.einsum("nij,nik->njk", features, features)
     cross = jnp.einsum("nij,ni->nj", features, responses)
     count = jnp.full(features.shape[0], float(features.shape[1]), features.dtype)
-    return Group(gram, cross, jnp.sum(responses**2, axis=1), count)
+    return GroupStatistics(gram, cross, jnp.sum(responses**2, axis=1), count)
 
 
 @checked_record
@@ -59,7 +59,7 @@ def group_statistics(features: Any, responses: Any) -> Group:
 class HierarchicalRegression:
     """Linear regression in groups with normal coefficients.
 
-    Formula: `theta ~ N(0, I)`, `z_i ~ N(theta, I)`, `y_ij ~ N(x_ij' z_i, s^2)`; the datum is a `Group`.
+    Formula: `theta ~ N(0, I)`, `z_i ~ N(theta, I)`, `y_ij ~ N(x_ij' z_i, s^2)`; the datum is a `GroupStatistics`.
 
     Args:
       dim: d, of theta and of every z_i.
@@ -91,21 +91,21 @@ class HierarchicalRegression:
     def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` are groups of this model."""
         d = self.dim
-        if not isinstance(xs, Group) or (xs.gram.shape[1:], xs.cross.shape[1:]) != ((d, d), (d,)):
-            got = [leaf.shape for leaf in xs] if isinstance(xs, Group) else type(xs).__name__
-            raise ValueError(f"{name} must be a Group with gram [N, {d}, {d}] and cross [N, {d}], got {got}")
+        if not isinstance(xs, GroupStatistics) or (xs.gram.shape[1:], xs.cross.shape[1:]) != ((d, d), (d,)):
+            got = [leaf.shape for leaf in xs] if isinstance(xs, GroupStatistics) else type(xs).__name__
+            raise ValueError(f"{name} must be a GroupStatistics with gram [N, {d}, {d}] and cross [N, {d}], got {got}")
 
     def log_prior(self, theta: Float[Array, " K"]) -> Float[Array, ""]:
         """Return `log p(theta)` in nats."""
         return -0.5 * (jnp.sum(theta**2) + self.dim * _LOG_2PI)
 
-    def log_local(self, theta: Float[Array, " K"], z: Float[Array, " d"], x: Group) -> Float[Array, ""]:
+    def log_local(self, theta: Float[Array, " K"], z: Float[Array, " d"], x: GroupStatistics) -> Float[Array, ""]:
         """Return `log p(z | theta) + log p(y | X, z)` of one group in nats."""
         squares = x.square - 2 * x.cross @ z + z @ x.gram @ z
         likelihood = squares / self.noise_variance + x.count * (math.log(self.noise_variance) + _LOG_2PI)
         return -0.5 * (jnp.sum((z - theta) ** 2) + self.dim * _LOG_2PI + likelihood)
 
-    def sample(self, key: jax.Array, num_data: int, num_observations: int) -> tuple[Array, Array, Group]:
+    def sample(self, key: jax.Array, num_data: int, num_observations: int) -> tuple[Array, Array, GroupStatistics]:
         """Return theta, all z and the groups, drawn from the model with standard normal features."""
         keys = jax.random.split(key, 4)
         theta = jax.random.normal(keys[0], (self.dim,))
@@ -114,7 +114,7 @@ class HierarchicalRegression:
         noise = math.sqrt(self.noise_variance) * jax.random.normal(keys[3], (num_data, num_observations))
         return theta, zs, group_statistics(features, jnp.einsum("nij,nj->ni", features, zs) + noise)
 
-    def posterior(self, xs: Group) -> ArrowPosterior:
+    def posterior(self, xs: GroupStatistics) -> ArrowPosterior:
         """Return the exact posterior of theta and all z, in double precision."""
         n, d = num_rows(xs), self.dim
         eye = np.eye(d)
@@ -126,7 +126,7 @@ class HierarchicalRegression:
             local_linear=np.asarray(xs.cross, np.float64) / self.noise_variance,
         )
 
-    def log_evidence(self, xs: Group) -> float:
+    def log_evidence(self, xs: GroupStatistics) -> float:
         """Return `log p(y | X)` of all groups in nats, in double precision."""
         posterior = self.posterior(xs)
         theta, z = posterior.global_mean, posterior.local_mean
@@ -137,7 +137,7 @@ class HierarchicalRegression:
         log_joint -= 0.5 * np.sum(squares / self.noise_variance + count * (math.log(self.noise_variance) + _LOG_2PI))
         return float(log_joint + posterior.normaliser())
 
-    def branch_optimum(self, x: Group) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, "d d"]]:
+    def branch_optimum(self, x: GroupStatistics) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, "d d"]]:
         """Return offset m, slopes G and covariance of the exact `p(z | theta, x) = N(m + G theta, G)` of one group."""
         covariance = jnp.linalg.inv(jnp.eye(self.dim) + x.gram / self.noise_variance)
         return covariance @ x.cross / self.noise_variance, covariance, covariance

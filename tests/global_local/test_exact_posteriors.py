@@ -144,7 +144,7 @@ def test_bayesian_decoder_is_a_normal_likelihood(key, x64):
 
 def test_groups_of_another_shape_are_refused(key):
     model, xs = regression(key)
-    with pytest.raises(ValueError, match="xs must be a Group"):
+    with pytest.raises(ValueError, match="xs must be a GroupStatistics"):
         model.validate("xs", xs.cross)
     with pytest.raises(ValueError, match="gram"):
         ag.models.HierarchicalRegression(dim=3).validate("xs", xs)
