@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from amortgap._checks import check_choice, check_count, check_positive
 from amortgap.families import FullRankNormal, MeanFieldNormal
 from amortgap.inference.certificate import Certificate, certify
-from amortgap.inference.curvature import log_det, look_around, newton, normal_noise
+from amortgap.inference.curvature import divisor_up_to, log_det, look_around, newton, normal_noise
 from amortgap.inference.natural_gradient import ascend
 from amortgap.inference.schedules import cosine
 from amortgap.objectives import elbo, elbo_draws
@@ -143,8 +143,9 @@ def first_fit(
     start = family.standard()[None, :] if init is None else jnp.concatenate([family.standard()[None, :], init])
     if start.shape[0] > 1:
         key, key_start = jax.random.split(key)
-        objective = _objective(x, model, family)
-        values = jax.vmap(lambda phi: objective(key_start, phi, settings.num_samples))(start)
+        # Starts differ by many nats or by nothing that matters, so few draws do; one start at a time bounds the memory.
+        objective, number = _objective(x, model, family), settings.num_samples // 8 + settings.num_samples // 8 % 2 or 2
+        values = jax.lax.map(lambda phi: objective(key_start, phi, number), start)
         start = start[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))]
     else:
         start = start[0]
@@ -153,24 +154,27 @@ def first_fit(
     else:
         # All noise of the run in one call: random number generators are what takes long to compile.
         steps = settings.warmup_steps + (settings.num_steps if settings.method == "natural_gradient" else 0)
-        counts = (steps, settings.num_samples // 4 or 1, pairs_per_datum(family, settings.num_samples))
+        counts = (steps, _choice_pairs(settings), pairs_per_datum(family, settings.num_samples))
         if settings.method == "newton":
             key, key_newton = jax.random.split(key)
         noise = normal_noise(key, (sum(counts), family.latent_dim), start.dtype)
         climb, choice, sweeps = jnp.split(noise, [counts[0], counts[0] + counts[1]])
         mean, root = _mean_and_root(family, start)
         scale = root if root.ndim == 1 else jnp.sqrt(jnp.sum(root**2, axis=1))
-        runs = [(mean, root)] * 3
+        runs = []
         if steps:
             gradient = jax.grad(lambda z: -model.log_joint(z, x))
-            runs = list(ascend(climb, gradient, mean, scale, warmup_steps=settings.warmup_steps))
+            # Without a warm-up its end is the start, which is among the stages anyway.
+            stages = ascend(climb, gradient, mean, scale, warmup_steps=settings.warmup_steps)
+            runs = list(stages if settings.warmup_steps else stages[1:])
         if settings.method == "newton":
             if steps:
                 mean, root = (
                     runs[-1][0],
                     (runs[-1][1] if isinstance(family, MeanFieldNormal) else jnp.diag(runs[-1][1])),
                 )
-            runs = [(mean, root), *_newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)]
+            ends = _newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)
+            runs = [(mean, root), *ends] if steps else [*ends]
         judged = _judge(choice, sweeps, x, start, runs, model, family, pairs_at_once)
     gradients = 2 * settings.warmup_steps + settings.num_steps * _gradients_per_step(family, settings.method)
     return Work(_fit(judged, settings.warmup_steps + settings.num_steps, gradients, settings), start)
@@ -188,7 +192,7 @@ def fit_again(
     if method == "adam":
         judged = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps)
     else:
-        counts = (settings.num_samples // 4 or 1, pairs_per_datum(family, settings.num_samples))
+        counts = (_choice_pairs(settings), pairs_per_datum(family, settings.num_samples))
         noise = normal_noise(key_judge, (sum(counts), family.latent_dim), fit.phi.dtype)
         choice, sweeps = jnp.split(noise, [counts[0]])
         mean, root = _mean_and_root(family, fit.phi)
@@ -211,6 +215,11 @@ def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any,
         return carry[0] + 1, fit_again(key, carry[0], x, carry[1], model, family, settings, pairs_at_once=64)
 
     return jax.lax.while_loop(unfinished, again, (jnp.asarray(0), work))[1].fit
+
+
+def _choice_pairs(settings: Settings) -> int:
+    """Return the antithetic pairs on which the stages of a run are compared; common draws need not be many."""
+    return settings.num_samples // 8 or 1
 
 
 def _gradients_per_step(family: Any, method: str) -> int:
@@ -291,7 +300,7 @@ class _Choice(NamedTuple):
     """The stage of a run to be kept, as an index, and what it gained, in nats.
 
     Attributes:
-      index: into start, warm-up or previous fit, first horizon, end.
+      index: into start, warm-up or previous fit (if there was one), first horizon, end.
       gain: of the kept one over the first horizon, with its standard error.
       over_start: of the kept one over the start; never negative unless all are NaN.
     """
@@ -302,18 +311,18 @@ class _Choice(NamedTuple):
     over_start: Array
 
 
-def _choose(values: Float[Array, "4 draws"]) -> _Choice:
+def _choose(values: Float[Array, "stages draws"]) -> _Choice:
     averages = jnp.mean(values, axis=1)
 
     def error(difference: Array) -> Array:
         return jnp.std(difference, axis=-1, ddof=min(1, values.shape[1] - 1)) / jnp.sqrt(float(values.shape[1]))
 
     # The end stands unless an earlier stage is better beyond chance; the start wins every tie, NaN included.
-    clear = jnp.isfinite(averages) & ~(averages - averages[3] <= 2 * error(values - values[3][None, :]))
-    index = jnp.where(clear.any(), jnp.argmax(jnp.where(clear, averages, -jnp.inf)), 3)
+    clear = jnp.isfinite(averages) & ~(averages - averages[-1] <= 2 * error(values - values[-1][None, :]))
+    index = jnp.where(clear.any(), jnp.argmax(jnp.where(clear, averages, -jnp.inf)), averages.size - 1)
     index = jnp.where(averages[index] > averages[0], index, 0)
-    gain, over_start = averages[index] - averages[2], averages[index] - averages[0]
-    return _Choice(index, gain, error(values[index] - values[2]), over_start)
+    gain, over_start = averages[index] - averages[-2], averages[index] - averages[0]
+    return _Choice(index, gain, error(values[index] - values[-2]), over_start)
 
 
 def _judge(
@@ -334,7 +343,7 @@ def _judge(
             points = jax.vmap(lambda e: family.transform(e, phi))(jnp.stack([noise, -noise]))
             return jnp.mean(jax.vmap(lambda z: model.log_joint(z, x) - family.log_prob(z, phi))(points))
 
-        return jax.vmap(pair)(choice_noise)
+        return jax.lax.map(pair, choice_noise, batch_size=divisor_up_to(choice_noise.shape[0], pairs_at_once))
 
     choice = _choose(jax.lax.map(values, phis))
     phi = phis[choice.index]

@@ -164,8 +164,11 @@ def to_tolerance(study: Study, workload: Workload) -> list[Row]:
         what = f"milliseconds per point to {tolerance} nats"
         rows += [row("tolerance", name, what, time) for name, time in needed.items()]
         for name in ("natural gradient", "fit_local"):
-            ratio, goal = needed[name] / needed["tuned Adam"], {"high": 0.25} if name == "natural gradient" else {}
-            rows.append(row("tolerance", name, f"time to {tolerance} nats over tuned Adam's", ratio, **goal))
+            # Where Adam never arrives, the time of its longest run stands for the time it needs, to its advantage.
+            theirs = min(needed["tuned Adam"], curves["tuned Adam"][-1][0])
+            goal = {"high": 0.25} if name == "natural gradient" else {}
+            what = f"time to {tolerance} nats over tuned Adam's"
+            rows.append(row("tolerance", name, what, needed[name] / theirs, **goal))
     return rows
 
 
@@ -268,7 +271,7 @@ def encoder_sweep(study: Study, workload: Workload) -> list[Row]:
     @jax.jit
     def train(keys: Any, xs: Any, model: Any, encoders: Any) -> Any:
         traced.append(1)
-        options: dict[str, Any] = {"num_steps": study.sweep_steps, "num_evaluations": 2, "eval_samples": 2}
+        options: dict[str, Any] = {"num_steps": study.sweep_steps, "num_evaluations": 2}
         return jax.vmap(
             lambda key, encoder: (
                 ag.amortized_vi(key, xs, model=model, family=workload.family, encoder=encoder, **options).encoder
