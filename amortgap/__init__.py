@@ -21,7 +21,23 @@ if TYPE_CHECKING:
     from amortgap.aggregate import aggregate_posterior
     from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.gaps import Gaps
-    from amortgap.inference import AmortizedFit, LocalFit, amortized_vi, fit_local, local_vi, train_vae
+    from amortgap.inference import (
+        AmortizedFit,
+        EncoderFit,
+        LocalFit,
+        amortized_vi,
+        buffered_bound,
+        fit_local,
+        iterative_amortized_vi,
+        local_vi,
+        local_vi_from_starts,
+        recursive_mixture,
+        refine,
+        semi_amortized_vi,
+        train_encoder,
+        train_vae,
+        train_vae_aggressively,
+    )
     from amortgap.measure import compare_encoders, evaluate_bounds, inference_gaps
     from amortgap.objectives import cubature_elbo, elbo, iw_bound
 
@@ -33,6 +49,15 @@ _HOMES = {
     "fit_local": "inference",
     "amortized_vi": "inference",
     "train_vae": "inference",
+    "local_vi_from_starts": "inference",
+    "buffered_bound": "inference",
+    "iterative_amortized_vi": "inference",
+    "recursive_mixture": "inference",
+    "refine": "inference",
+    "semi_amortized_vi": "inference",
+    "train_encoder": "inference",
+    "train_vae_aggressively": "inference",
+    "EncoderFit": "inference",
     "LocalFit": "inference",
     "AmortizedFit": "inference",
     "log_evidence": "evidence",
@@ -60,10 +85,12 @@ _MODULES = (
 
 __all__ = [
     "AmortizedFit",
+    "EncoderFit",
     "Gaps",
     "LocalFit",
     "aggregate_posterior",
     "amortized_vi",
+    "buffered_bound",
     "compare_encoders",
     "cubature_elbo",
     "data",
@@ -79,12 +106,19 @@ __all__ = [
     "gaps",
     "inference",
     "inference_gaps",
+    "iterative_amortized_vi",
     "iw_bound",
     "local_vi",
+    "local_vi_from_starts",
     "log_evidence",
     "models",
     "objectives",
+    "recursive_mixture",
+    "refine",
+    "semi_amortized_vi",
+    "train_encoder",
     "train_vae",
+    "train_vae_aggressively",
     "weights",
 ]
 

@@ -72,23 +72,24 @@ def evaluate_bounds(
                     block_key, phi, x, model=model, family=family, num_samples=draws, estimator="total"
                 )
             )(candidates)
-            # Sums of squares are taken around the first draw, without which float32 loses the variance.
-            centred = values - reference[:, None]
-            against_first = centred[:1] - centred
-            sums = (jnp.sum(centred, 1), jnp.sum(centred**2, 1), jnp.sum(against_first**2, 1))
-            return jax.tree.map(jnp.add, carry, sums), None
+            # Deviations are taken from the block's own means, without which float32 loses the variance.
+            mean, second, paired = carry
+            here = jnp.mean(values, axis=1)
+            centred = values - here[:, None]
+            change, before = here - mean, (block * draws).astype(values.dtype)
+            weight = before * draws / (before + draws)
+            merged = (
+                mean + change * draws / (before + draws),
+                second + jnp.sum(centred**2, axis=1) + weight * change**2,
+                paired + jnp.sum((centred[:1] - centred) ** 2, axis=1) + weight * (change[0] - change) ** 2,
+            )
+            return merged, None
 
-        reference = jax.vmap(
-            lambda phi: elbo_draws(datum_key, phi, x, model=model, family=family, num_samples=1, estimator="total")[0]
-        )(candidates)
-        zeros = jnp.zeros_like(reference)
-        (first, second, paired), _ = jax.lax.scan(add, (zeros, zeros, zeros), jnp.arange(blocks))
+        zeros = jnp.zeros(candidates.shape[0], candidates.dtype)
+        (mean, second, paired), _ = jax.lax.scan(add, (zeros, zeros, zeros), jnp.arange(blocks))
         count = float(blocks * draws)
-        mean = first / count
-        # The pair's mean difference around the references, so that its variance is right too.
-        variance = jnp.maximum(second / count - mean**2, 0) / (count - 1)
-        paired_variance = jnp.maximum(paired / count - (mean[0] - mean) ** 2, 0) / (count - 1)
-        return reference + mean, jnp.sqrt(variance), jnp.sqrt(paired_variance)
+        scale = count * (count - 1)
+        return mean, jnp.sqrt(second / scale), jnp.sqrt(paired / scale)
 
     return BoundDraws(*map_data(lambda i, row: moments(i, *row), (phis, xs), chunk_size=chunk_size))
 

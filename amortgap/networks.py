@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_key
+from amortgap._checks import check_choice, check_count, check_key, is_concrete
 
 
 def _elu(x: Array) -> Array:
@@ -45,27 +48,102 @@ class Network:
     graph: Any = field(metadata={"static": True})
     weights: Any
 
-    def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
+    def __call__(self, x: Float[Array, "*inputs"]) -> Float[Array, "*outputs"]:
         """Return the output of the network for one input."""
         return nnx.merge(self.graph, self.weights)(x)
+
+
+# Standard deviation of a standard normal cut off at two.
+_CUT_OFF = 0.87962566103423978
+
+
+@partial(jax.jit, static_argnames=("count", "dtype"))
+def _draws(key: jax.Array, count: int, dtype: Any) -> Array:
+    return jax.random.truncated_normal(key, -2.0, 2.0, (count,), dtype)
+
+
+def _lecun_normal(scale: float) -> Callable[[jax.Array, Sequence[int], Any], Array]:
+    """Return an initialiser of weights with standard deviation `scale / sqrt(inputs)`."""
+
+    def initial(key: jax.Array, shape: Sequence[int], dtype: Any) -> Array:
+        count = math.prod(shape)
+        # Draws by the power of four, cut on the host: layers of every shape share a handful of compiled programs, where
+        # one for each shape would take longer to compile than a small network to train.
+        draws = _draws(key, 4 ** max(4, math.ceil(math.log(count, 4))), jnp.dtype(dtype))
+        if is_concrete(draws):
+            draws = np.asarray(draws)
+        return jnp.asarray(draws[:count].reshape(shape) * (scale / _CUT_OFF / math.sqrt(shape[0])))
+
+    return initial
+
+
+def _zeros(key: jax.Array, shape: Sequence[int], dtype: Any) -> Array:
+    return jnp.asarray(np.zeros(shape, dtype))
 
 
 class _Dense(nnx.Module):
     """A stack of affine layers with one activation between them."""
 
-    def __init__(self, sizes: Sequence[int], activation: str, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str,
+        output_scale: float,
+        residual: bool,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        scales = [1.0] * (len(sizes) - 2) + [output_scale]
         self.layers = nnx.List(
             [
-                nnx.Linear(fan_in, fan_out, param_dtype=dtype, dtype=dtype, rngs=rngs)
-                for fan_in, fan_out in itertools.pairwise(sizes)
+                nnx.Linear(
+                    *ends, kernel_init=_lecun_normal(scale), bias_init=_zeros, param_dtype=dtype, dtype=dtype, rngs=rngs
+                )
+                for ends, scale in zip(itertools.pairwise(sizes), scales, strict=True)
             ]
         )
         self.activation = activation
+        self.residual = residual
 
     def __call__(self, x: Array) -> Array:
         for layer in list(self.layers)[:-1]:
-            x = ACTIVATIONS[self.activation](layer(x))
+            out = ACTIVATIONS[self.activation](layer(x))
+            x = x + out if self.residual and x.shape == out.shape else out
         return self.layers[-1](x)
+
+
+class _Convolutions(nnx.Module):
+    """3 x 3 convolutions of stride two, each halving an image, then one affine layer."""
+
+    def __init__(self, shape: Sequence[int], channels: Sequence[int], outputs: int, dtype: Any, rngs: nnx.Rngs):
+        height, width, before = shape
+        layers = []
+        for after in channels:
+            layers.append(nnx.Conv(before, after, (3, 3), strides=2, param_dtype=dtype, dtype=dtype, rngs=rngs))
+            height, width, before = -(-height // 2), -(-width // 2), after
+        self.layers = nnx.List(layers)
+        self.last = nnx.Linear(height * width * before, outputs, param_dtype=dtype, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: Array) -> Array:
+        for layer in list(self.layers):
+            image = jax.nn.elu(layer(image))
+        return self.last(image.ravel())
+
+
+class _Bidirectional(nnx.Module):
+    """Two gated recurrent units that read a sequence from both ends, then one affine layer a step."""
+
+    def __init__(self, features: int, width: int, outputs: int, dtype: Any, rngs: nnx.Rngs):
+        self.forwards = nnx.GRUCell(features, width, param_dtype=dtype, dtype=dtype, rngs=rngs)
+        self.backwards = nnx.GRUCell(features, width, param_dtype=dtype, dtype=dtype, rngs=rngs)
+        self.last = nnx.Linear(2 * width, outputs, param_dtype=dtype, dtype=dtype, rngs=rngs)
+        self.width = width
+
+    def __call__(self, steps: Array) -> Array:
+        start = jnp.zeros(self.width, steps.dtype)
+        _, ahead = jax.lax.scan(self.forwards, start, steps)
+        _, behind = jax.lax.scan(self.backwards, start, steps, reverse=True)
+        return self.last(jnp.concatenate([ahead, behind], axis=1))
 
 
 def from_module(module: nnx.Module) -> Network:
@@ -80,16 +158,25 @@ def from_module(module: nnx.Module) -> Network:
     return Network(graph, weights)
 
 
-def dense(key: jax.Array, sizes: Sequence[int], *, activation: str = "elu", output_scale: float = 1.0) -> Network:
+def dense(
+    key: jax.Array,
+    sizes: Sequence[int],
+    *,
+    activation: str = "elu",
+    output_scale: float = 1.0,
+    residual: bool = False,
+) -> Network:
     """Return a fully connected network with the layer sizes `sizes` (input first, output last).
 
-    Formula: `h_0 = x; h_{l+1} = activation(W_l h_l + b_l)`, without activation after the last layer.
+    Formula: `h_0 = x; h_{l+1} = activation(W_l h_l + b_l)`, without activation after the last layer; residual layers
+    between equal sizes add their input, `h_{l+1} = h_l + activation(W_l h_l + b_l)`.
 
     Args:
       key: typed key for the initial weights (LeCun normal, zero biases).
       sizes: at least two positive sizes.
       activation: one of `ACTIVATIONS`.
       output_scale: factor on the initial weights of the last layer.
+      residual: add the input of every hidden layer between equal sizes to its output.
 
     Raises:
       ValueError: a size that is not positive, fewer than two sizes, or an unknown activation.
@@ -101,9 +188,46 @@ def dense(key: jax.Array, sizes: Sequence[int], *, activation: str = "elu", outp
     for size in sizes:
         check_count("sizes", size)
     # A key consumed here, not a stored stream: the graph of the module then holds no random state.
-    module = _Dense(tuple(sizes), activation, jnp.zeros(()).dtype, nnx.Rngs(params=key))
-    last = module.layers[-1]
-    last.kernel[...] = output_scale * last.kernel[...]
+    dtype = jnp.zeros(()).dtype
+    return from_module(_Dense(tuple(sizes), activation, output_scale, residual, dtype, nnx.Rngs(params=key)))
+
+
+def convolutions(
+    key: jax.Array, shape: tuple[int, int, int], channels: Sequence[int], outputs: int, *, output_scale: float = 1.0
+) -> Network:
+    """Return a convolutional network from images `shape` (height, width, channels) to a vector of `outputs`.
+
+    Formula: for each entry of `channels` a 3 x 3 convolution of stride two and elu, then an affine layer.
+
+    Raises:
+      ValueError: a shape that is not three positive sizes, no channels, or a size that is not positive.
+    """
+    check_key(key)
+    if len(shape) != 3 or not channels:
+        raise ValueError(f"shape must be (height, width, channels) and channels not empty, got {shape} and {channels}")
+    for size in (*shape, *channels, outputs):
+        check_count("sizes", size)
+    module = _Convolutions(shape, tuple(channels), outputs, jnp.zeros(()).dtype, nnx.Rngs(params=key))
+    return _scaled(module, module.last, output_scale)
+
+
+def bidirectional(key: jax.Array, features: int, width: int, outputs: int, *, output_scale: float = 1.0) -> Network:
+    """Return a network from a sequence [T, features] to [T, outputs] that reads it from both ends.
+
+    Formula: `a_t = GRU(a_{t-1}, x_t)`, `b_t = GRU'(b_{t+1}, x_t)`, `y_t = W [a_t, b_t] + c`.
+
+    Raises:
+      ValueError: a size that is not positive.
+    """
+    check_key(key)
+    for name, size in (("features", features), ("width", width), ("outputs", outputs)):
+        check_count(name, size)
+    module = _Bidirectional(features, width, outputs, jnp.zeros(()).dtype, nnx.Rngs(params=key))
+    return _scaled(module, module.last, output_scale)
+
+
+def _scaled(module: nnx.Module, last: Any, scale: float) -> Network:
+    last.kernel[...] = scale * last.kernel[...]
     return from_module(module)
 
 
@@ -115,7 +239,10 @@ def pad_weights(weights: Any, template: Any) -> Any:
     """
 
     def pad(small: Array, large: Array) -> Array:
-        return jnp.pad(small, [(0, have - need) for need, have in zip(small.shape, large.shape, strict=True)])
+        # On the host where it can be: on a device every pair of shapes would be a program of its own.
+        library = np if is_concrete(small) else jnp
+        missing = [(0, have - need) for need, have in zip(small.shape, large.shape, strict=True)]
+        return jnp.asarray(library.pad(small, missing))
 
     return jax.tree.map(pad, weights, template)
 

@@ -30,7 +30,9 @@ def elbo_draws(
     """Return independent unbiased draws whose mean is the ELBO of one datum.
 
     Formula: draw s is `log p(x, z_s) - log q(z_s; phi)`, `z_s ~ q(z; phi)`; with the analytic entropy it is
-    `log p(x, z_s) + H[q]`. Antithetic draws are means over the pair of noise and mirrored noise.
+    `log p(x, z_s) + H[q]`. Antithetic draws are means over the pair of noise and mirrored noise. For a family with a
+    finite `support()` every draw is the ELBO itself, a sum; for one without `log_prob` (auxiliary variables) sticking
+    the landing is the total gradient.
 
     Args, returns and errors as in `elbo`; the result has shape [num_samples] ([num_samples / 2] if antithetic).
     """
@@ -53,12 +55,18 @@ def elbo_draws(
         log_joint = model.log_joint(z, x)
         if estimator == "analytic_entropy":
             return log_joint + family.entropy(phi)
-        if estimator == "sticking_the_landing":
+        if estimator == "sticking_the_landing" and hasattr(family, "log_prob"):
             # Same value as the total estimator; its gradient leaves out the score term, whose mean is zero, and so
             # has no noise at all where q equals the posterior.
             return log_joint - family.log_prob(z, jax.lax.stop_gradient(phi))
         return log_joint - (family.log_prob(z, phi) if log_q is None else log_q)
 
+    if hasattr(family, "support"):
+        # Enumerated: every draw is the expectation itself, and so is its gradient.
+        values = family.support()
+        log_q = jax.vmap(lambda z: family.log_prob(z, phi))(values)
+        log_joint = jax.vmap(lambda z: model.log_joint(z, x))(values)
+        return jnp.broadcast_to(jnp.sum(jnp.exp(log_q) * (log_joint - log_q)), (num_samples,))
     if not hasattr(family, "transform"):
         return jax.vmap(lambda draw_key: integrand(*family.sample_and_log_prob(draw_key, phi)))(
             jax.random.split(key, num_samples)
@@ -175,5 +183,15 @@ def iw_bound(
 
     Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8.
     """
-    draws = elbo_draws(key, phi, x, model=model, family=family, num_samples=num_samples, estimator="total")
+    if hasattr(family, "support"):
+        # What is enumerated has no weights; they are drawn here, once the arguments are known to be right.
+        elbo_draws(key, phi, x, model=model, family=family, num_samples=num_samples, estimator="total")
+
+        def weigh(draw_key: jax.Array) -> Array:
+            z, log_q = family.sample_and_log_prob(draw_key, phi)
+            return model.log_joint(z, x) - log_q
+
+        draws = jax.vmap(weigh)(jax.random.split(key, num_samples))
+    else:
+        draws = elbo_draws(key, phi, x, model=model, family=family, num_samples=num_samples, estimator="total")
     return jax.scipy.special.logsumexp(draws) - jnp.log(float(num_samples))

@@ -1,110 +1,60 @@
-"""What one cell of the capacity sweep computes: the shared references of a study, and encoders trained against them."""
+"""What one cell of the capacity sweep computes: encoders trained and measured against the references of a study."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from capacity_references import (
+    Reference,
+    References,
+    all_images,
+    estimate_evidence,
+    fit_references,
+    images,
+    make_family,
+    purpose_key,
+    train_decoder,
+)
 from capacity_study import QUANTILES, Study
 
 import amortgap as ag
-from amortgap.data import DataSet, load_digits
 from amortgap.sweep import CellResult
 
-
-def make_family(name: str, latent_dim: int) -> Any:
-    """Return the variational family of a study."""
-    return {"mean_field": ag.families.MeanFieldNormal, "full_rank": ag.families.FullRankNormal}[name](latent_dim)
-
-
-@functools.lru_cache
-def _images(model: str, binarisation: str, data_seed: int, subset: int) -> DataSet:
-    data = load_digits(binarisation="none" if model == "factor_analysis" else binarisation, seed=data_seed)
-    keep = subset or None
-    scale = np.float32(16 if model == "factor_analysis" else 1)
-    return data._replace(train=data.train[:keep] / scale, test=data.test[:keep] / scale)
-
-
-def images(study: Study) -> DataSet:
-    """Return the data of a study: binary for the deep model, intensities in [0, 1] for factor analysis."""
-    return _images(study.model, study.binarisation, study.data_seed, study.subset)
-
-
-def all_images(study: Study) -> np.ndarray:
-    """Return training and held-out data of a study, in this order."""
-    return np.concatenate([images(study).train, images(study).test])
-
-
-def data_hash(study: Study) -> str:
-    """Return the sha256 of the data of a study, part of the hash of its cells."""
-    return images(dataclasses.replace(study, model="vae")).sha256
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What all encoders of one model and family are compared with; training data first, then held-out ones."""
-
-    local: ag.LocalFit
-    evidence: Any
-
-
-def _key(purpose: str, number: int = 0) -> jax.Array:
-    purposes = ("decoder weights", "encoder of the vae", "vae training", "factor analysis", "local", "evidence")
-    purposes += ("encoder weights", "encoder training", "evaluation")
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), purposes.index(purpose)), number)
+# Encoders are padded to the next of these widths, to share one compiled call where compiling costs more than padding.
+_PADDED = (32, 128)
 
 
 def group(study: Study) -> tuple:
-    """Return what the cells of one compiled call share; widths up to 32 are padded to one shape."""
+    """Return what the cells of one compiled call share."""
     if study.model == "factor_analysis":
         return dataclasses.astuple(dataclasses.replace(study, width=study.latent_dim, seed=0))
-    depth = max(study.depth, 1)
-    return dataclasses.astuple(dataclasses.replace(study, width=max(study.width, 32), depth=depth, seed=0))
+    width = next((width for width in _PADDED if study.width <= width), study.width)
+    return dataclasses.astuple(dataclasses.replace(study, width=width, depth=max(study.depth, 1), seed=0))
 
 
 class Compute:
-    """Computes groups of cells; models and references are made once per process and kept."""
+    """Computes groups of cells against references that are made once, in `folder` if it is shared."""
 
-    def __init__(self) -> None:
-        self._locks: dict[tuple, threading.Lock] = {}
-        self._lock = threading.Lock()
-        self._kept: dict[tuple, Any] = {}
+    def __init__(self, folder: Path | None = None) -> None:
+        self._references = References(folder)
 
     def __reduce__(self) -> tuple:
-        # Workers of a cluster make their own references: deterministic, and cheaper than shipping them.
-        return Compute, ()
-
-    def _once(self, name: tuple, make: Any) -> Any:
-        with self._lock:
-            lock = self._locks.setdefault(name, threading.Lock())
-        with lock:
-            if name not in self._kept:
-                self._kept[name] = make()
-            return self._kept[name]
+        return Compute, (self._references.folder,)
 
     def __call__(self, studies: Sequence[Study]) -> list[CellResult]:
         """Return the results of a group of cells, one each."""
         first = studies[0]
         if first.decoder == "joint" and first.model == "vae":
             return [_joint(study) for study in studies]
-        model = self._once(("model", first.model), lambda: make_model(first))
-        evidence = self._once(("evidence", first.model), lambda: self._evidence(first, model))
-        return train_and_measure(studies, model, Reference(self._local(first, model, first.family), evidence))
-
-    def _local(self, study: Study, model: Any, family: str) -> ag.LocalFit:
-        return self._once(("local", study.model, family), lambda: fit_references(study, model, family))
-
-    def _evidence(self, study: Study, model: Any) -> Any:
-        # log p(x) is a property of the model: the better proposal serves both families.
-        proposal = None if study.model == "factor_analysis" else self._local(study, model, "full_rank")
-        return estimate_evidence(study, model, proposal)
+        return train_and_measure(studies, self._references.model(first), self._references.of(first))
 
 
 def _joint(study: Study) -> CellResult:
@@ -118,71 +68,9 @@ def _joint(study: Study) -> CellResult:
     return _result(study, stacked, rows[0], fit.encoder, study.decoder_steps, 0)
 
 
-def train_decoder(study: Study, family: Any, *, seed: int, mlp: Study) -> ag.AmortizedFit:
-    """Train a VAE with the encoder of `mlp`; the held-out images choose the step at which the decoder is kept."""
-    data = images(study)
-    features = data.train.shape[1]
-    model = ag.models.deep_latent_gaussian(
-        _key("decoder weights", seed),
-        latent_dim=study.latent_dim,
-        data_dim=features,
-        width=study.decoder_width,
-        depth=2,
-    )
-    key = _key("encoder of the vae", seed)
-    return ag.train_vae(
-        _key("vae training", seed),
-        data.train,
-        model=model,
-        family=family,
-        encoder=ag.encoders.mlp(key, features, family, width=mlp.width, depth=mlp.depth),
-        validation=data.test,
-        num_steps=study.decoder_steps,
-        num_evaluations=min(20, study.decoder_steps),
-    )
-
-
-def make_model(study: Study) -> Any:
-    """Return the frozen model of a study: factor analysis by maximum likelihood, or the decoder of a trained VAE."""
-    if study.model == "factor_analysis":
-        data = images(study)
-        return ag.models.fit_factor_analysis(
-            _key("factor analysis"), data.train, latent_dim=study.latent_dim, num_steps=300
-        ).model
-    family = make_family("mean_field", study.latent_dim)
-    return train_decoder(study, family, seed=0, mlp=dataclasses.replace(study, width=128, depth=2)).model
-
-
-def fit_references(study: Study, model: Any, family: str) -> ag.LocalFit:
-    """Return the local optimum of every datum, training data first."""
-    xs = all_images(study)
-    options: dict[str, Any] = {}
-    if study.model == "factor_analysis":
-        # On a quadratic log joint a Newton step is exact, and the ladder needs local optima far better than its gaps.
-        options = {"method": "newton", "warmup_steps": 0, "num_steps": 6, "max_reruns": 0, "tolerance": 1e-4}
-    return ag.fit_local(
-        _key("local"),
-        xs,
-        model=model,
-        family=make_family(family, study.latent_dim),
-        chunk_size=-(-len(xs) // 3),
-        **options,
-    )
-
-
-def estimate_evidence(study: Study, model: Any, proposal: ag.LocalFit | None) -> Any:
-    """Return log p(x) of every datum: exact, or by importance sampling from full rank local optima."""
-    family = make_family("full_rank", study.latent_dim)
-    phis = None if proposal is None else proposal.phi
-    samples = study.evidence_samples
-    return ag.evidence_of_data(
-        _key("evidence"), all_images(study), model=model, family=family, phis=phis, num_samples=samples
-    )
-
-
 def make_encoder(study: Study, family: Any, xs: np.ndarray) -> Any:
     """Return the untrained encoder of a cell."""
-    key = _key("encoder weights", study.seed)
+    key = purpose_key("encoder weights", study.seed)
     if study.width == 0:
         # Zero weights have zero gradients, so that all but the last bias stay zero: the constant encoder, in a shape
         # that shares the compiled call of its group.
@@ -203,7 +91,7 @@ def train_and_measure(studies: Sequence[Study], model: Any, reference: Reference
     stacked = ag.encoders.stack_padded(encoders)
     rates = jnp.asarray([_rate(study) for study in studies])
     seeds = jnp.asarray([study.seed for study in studies])
-    keys = jax.vmap(lambda seed: jax.random.fold_in(_key("encoder training"), seed))(seeds)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(purpose_key("encoder training"), seed))(seeds)
     steps = first.ladder_steps if ladder else first.encoder_steps
     options: dict[str, Any] = {"num_steps": steps, "num_evaluations": min(4, steps)}
     if ladder:
@@ -253,7 +141,7 @@ def measure(studies: Sequence[Study], model: Any, encoders: Any, reference: Refe
         chosen = [min(j, len(studies) - 1) for j in range(i, i + _AT_ONCE)]
         candidates = jnp.concatenate([reference.local.phi[:, None], phis[:, jnp.asarray(chosen)]], axis=1)
         samples = first.ladder_samples if first.model == "factor_analysis" else first.num_samples
-        bounds = _bounds(_key("evaluation"), xs, candidates, model, family, samples)
+        bounds = _bounds(purpose_key("evaluation"), xs, candidates, model, family, samples)
         for position, study in enumerate(studies[i : i + _AT_ONCE]):
             rows.append(_rows(study, bounds, position + 1, model, reference))
     return rows

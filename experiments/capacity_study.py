@@ -93,9 +93,9 @@ class Study:
     """Nats over the second half of training above which an encoder is trained longer, then marked."""
     extensions: int = 0
     """How many times an encoder that still moves is trained for as many steps again."""
-    num_samples: int = 100
+    num_samples: int = 50
     """Draws per datum on which both ELBOs of the deep model are compared."""
-    ladder_samples: int = 1000
+    ladder_samples: int = 500
     """Draws per datum on which both ELBOs of the ladder are compared, with its closed form as the judge."""
     evidence_samples: int = 1000
     """Draws per datum of importance sampling for log p(x)."""

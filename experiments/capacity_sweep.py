@@ -15,6 +15,7 @@ Run again with the same OUT to resume; finished cells are not computed again.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler(one_core=True)
 
 import capacity_cells
+import capacity_references
 from capacity_figure import draw
 from capacity_study import SCHEMA, Study
 
@@ -87,11 +89,9 @@ def configurations(args: Args) -> list[Study]:
         "seed": list(args.seeds),
     }
     constant = dataclasses.replace(deep, depth=0, width=0)
-    return [
-        *grid(ladder, {"family": families, "width": ranks}),
-        *(grid(constant, {"family": families}) if base.decoder == "shared" else []),
-        *grid(deep, axes),
-    ]
+    constants = grid(constant, {"family": families}) if base.decoder == "shared" else []
+    # The first group of the deep model makes the references that all others wait for; the ladder fills that time.
+    return [*constants[:1], *grid(ladder, {"family": families, "width": ranks}), *constants[1:], *grid(deep, axes)]
 
 
 def main() -> int:
@@ -100,23 +100,29 @@ def main() -> int:
     began = time.perf_counter()
     try:
         cells = make_cells(
-            configurations(args), schema_version=SCHEMA.version, data_sha256=capacity_cells.data_hash(args.study)
+            configurations(args), schema_version=SCHEMA.version, data_sha256=capacity_references.data_hash(args.study)
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    summary = run_sweep(cells, capacity_cells.Compute(), args.sweep, schema=SCHEMA, group_by=capacity_cells.group)
+    shared = args.sweep.out.resolve() / "shared"
+    summary = run_sweep(cells, capacity_cells.Compute(shared), args.sweep, schema=SCHEMA, group_by=capacity_cells.group)
     if args.sweep.dry_run or summary.exit_status == 130:
         return summary.exit_status
+    if not summary.remaining:
+        shutil.rmtree(shared, ignore_errors=True)
     out = args.sweep.out
     table = out / "table.csv"
     written = draw(read_csv(table, SCHEMA), out)
-    if summary.computed or not (out / "table.json").exists():
-        seconds = round(time.perf_counter() - began, 1)
-        counts = dataclasses.asdict(summary)
-        write_sidecar(
-            out / "table.json", config=args, files=[table, *written], schema=SCHEMA, seconds=seconds, cells=counts
-        )
+    write_sidecar(
+        out / "table.json",
+        config=args,
+        files=[table, *written],
+        schema=SCHEMA,
+        computed=summary.computed > 0,
+        seconds=round(time.perf_counter() - began, 1),
+        cells=dataclasses.asdict(summary),
+    )
     print(f"table:  {table}")
     print(f"figure: {', '.join(map(str, written))}")
     return summary.exit_status

@@ -132,7 +132,7 @@ def compute(study: Study) -> CellResult:
         family = ag.families.MeanFieldNormal(1)
         losses = lambda phi, x: count_loss(model, phi, x)  # noqa: E731
     else:
-        d, condition, full = next(rest for name, *rest in NORMAL_MODELS if name == study.model)
+        d, condition, full = next((d, c, f) for name, d, c, f in NORMAL_MODELS if name == study.model)
         model = factor_analysis(study.seed, d, condition)
         family = ag.families.FullRankNormal(d) if full else ag.families.MeanFieldNormal(d)
         method = "adam" if full else method

@@ -68,7 +68,8 @@ def _bias(axes: Axes, found: list[Row]) -> None:
 
 
 def _width(axes: Axes, steps: list[Row]) -> None:
-    counts = [int(row["method"].split()[0]) for row in steps]
+    steps = sorted(steps, key=_temperatures)
+    counts = [_temperatures(row) for row in steps]
     values = [row["value"] for row in steps]
     axes.set_xlabel("temperatures", fontsize=8)
     axes.set_ylabel("upper minus lower bound (nats)", fontsize=8)
@@ -84,6 +85,10 @@ def _width(axes: Axes, steps: list[Row]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(fontsize=7, frameon=False, loc="lower left")
+
+
+def _temperatures(row: Row) -> int:
+    return int(row["method"].split()[0])
 
 
 def _coverage(axes: Axes, shares: list[Row]) -> None:

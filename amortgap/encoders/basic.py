@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, check_count, check_key, checked_record
+from amortgap._checks import as_data, check_count, check_key, checked_record, is_concrete
 from amortgap.networks import Network, count_weights, dense, pad_weights
 
 # Encoders start near phi = 0, the standard normal: from random scales the first steps meet ELBOs of -10^4 and a narrow
 # network may never recover.
-_OUTPUT_SCALE = 0.1
+OUTPUT_SCALE = 0.1
 
 
 @checked_record
@@ -132,7 +133,7 @@ def linear(key: jax.Array, in_dim: int, family: Any, *, rank: int, standardize: 
     check_key(key)
     check_count("in_dim", in_dim)
     check_count("rank", rank, maximum=family.latent_dim)
-    network = dense(key, (in_dim, rank, family.size), activation="identity", output_scale=_OUTPUT_SCALE)
+    network = dense(key, (in_dim, rank, family.size), activation="identity", output_scale=OUTPUT_SCALE)
     return _encoder(network, in_dim, standardize)
 
 
@@ -144,11 +145,13 @@ def mlp(
     width: int = 128,
     depth: int = 2,
     activation: str = "elu",
+    residual: bool = False,
     standardize: Any = None,
 ) -> Encoder:
     """Return a multilayer perceptron encoder.
 
-    Formula: `h_0 = x; h_{l+1} = activation(W_l h_l + b_l)`, l < depth; `phi = W h_depth + b`.
+    Formula: `h_0 = x; h_{l+1} = activation(W_l h_l + b_l)`, l < depth; `phi = W h_depth + b`. With `residual` every
+    hidden layer but the first adds its input, `h_{l+1} = h_l + activation(W_l h_l + b_l)`.
 
     Args:
       key: typed key of the initial weights.
@@ -157,6 +160,7 @@ def mlp(
       width: units of every hidden layer.
       depth: number of hidden layers, at least one.
       activation: one of `amortgap.networks.ACTIVATIONS`.
+      residual: add the input of hidden layers to their output.
       standardize: data [N, in_dim] to take means and standard deviations from, or None.
 
     Raises:
@@ -167,7 +171,7 @@ def mlp(
     check_count("width", width)
     check_count("depth", depth)
     sizes = (in_dim, *[width] * depth, family.size)
-    network = dense(key, sizes, activation=activation, output_scale=_OUTPUT_SCALE)
+    network = dense(key, sizes, activation=activation, output_scale=OUTPUT_SCALE, residual=residual)
     return _encoder(network, in_dim, standardize)
 
 
@@ -187,4 +191,5 @@ def stack_padded(encoders: Sequence[Any]) -> Any:
     largest = max(encoders, key=lambda encoder: encoder.num_weights)
     structure = jax.tree.structure(largest)
     padded = [pad_weights(jax.tree.unflatten(structure, jax.tree.leaves(encoder)), largest) for encoder in encoders]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+    library = np if is_concrete(padded) else jnp
+    return jax.tree.map(lambda *leaves: jnp.asarray(library.stack(leaves)), *padded)

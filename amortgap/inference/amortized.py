@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from amortgap._checks import (
     num_rows,
 )
 from amortgap._chunks import map_sharded
-from amortgap._progress import progress_bar
+from amortgap.inference import rounds
 from amortgap.inference.amortized_fit import AmortizedFit, Trace
 from amortgap.inference.full_batch import FullBatch, train_full_batch
 from amortgap.inference.layout import Layout, chosen_devices, mean_over_rows
@@ -45,16 +45,6 @@ class _Settings:
     train_model: bool
     num_data: int
     devices: tuple[Any, ...]
-
-
-class _State(NamedTuple):
-    params: Array
-    optimiser: Any
-    best: Array
-    best_elbo: Array
-    half_values: Array
-    last_values: Array
-    finite: Array
 
 
 def amortized_vi(
@@ -252,54 +242,28 @@ def _train(
     )
     # One flat vector: an optimiser over dozens of small leaves costs more to compile and to dispatch than to compute.
     params, unravel = ravel_pytree((model if settings.train_model else None, encoder))
-    values = jnp.full(num_rows(validation), -jnp.inf)
-    state = _State(
-        params=params,
-        optimiser=optax.scale_by_adam().init(params),
-        best=params,
-        best_elbo=jnp.asarray(-jnp.inf),
-        half_values=values,
-        last_values=values,
-        finite=jnp.asarray(True),
-    )
-
+    state = rounds.start(params, optax.scale_by_adam().init(params), num_rows(validation))
     data, shared = (xs, validation), (model, encoder, family, jnp.asarray(learning_rate))
     spread = Layout(settings.devices) if concrete and (devices is not None or len(settings.devices) > 1) else None
     if spread:
         data, key, state, shared = spread.padded(data), *spread.everywhere((key, state, shared))
 
-    def advance(state: _State, index: Any) -> tuple[_State, Trace]:
+    def advance(state: rounds.State, index: Any) -> tuple[rounds.State, Trace]:
         return _round(key, index, state, *data, *shared, settings)
 
-    rounds = 2 * settings.rounds_per_cycle
-    if concrete:
-        rows = []
-        # A host loop over compiled rounds gives the progress bar and Ctrl-C a place to land.
-        for index in progress_bar(range(rounds), "training", unit="round", enabled=progress):
-            state, row = advance(state, index)
-            rows.append(row)
-        trace = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    else:
-        state, trace = jax.lax.scan(advance, state, jnp.arange(rounds))
+    count = 2 * settings.rounds_per_cycle
+    state, trace = rounds.run(advance, state, count, concrete=concrete, progress=progress)
     if spread:
         state, trace = spread.fetch((state, trace))
-    change = state.last_values - state.half_values
     best_model, best_encoder = unravel(state.best)
-    return AmortizedFit(
-        encoder=best_encoder,
-        model=best_model if settings.train_model else model,
-        trace=trace,
-        change=jnp.mean(change),
-        change_standard_error=jnp.std(change, ddof=min(1, change.size - 1)) / jnp.sqrt(float(change.size)),
-        finite=state.finite,
-    )
+    return rounds.fitted(state, trace, encoder=best_encoder, model=best_model if settings.train_model else model)
 
 
 @partial(jax.jit, static_argnames=("settings",))
 def _round(
     key: jax.Array,
     index: Any,
-    state: _State,
+    state: rounds.State,
     xs: Any,
     validation: Any,
     model: Any,
@@ -307,7 +271,7 @@ def _round(
     family: Any,
     learning_rate: Array,
     settings: _Settings,
-) -> tuple[_State, Trace]:
+) -> tuple[rounds.State, Trace]:
     """Train for `steps_per_round` steps, then evaluate on shared noise and keep the best."""
     _, unravel = ravel_pytree((model if settings.train_model else None, encoder))
     key_order, key_noise, key_eval = jax.random.split(key, 3)
@@ -359,23 +323,8 @@ def _round(
         chunk_size=500,
         devices=settings.devices,
     )[: state.last_values.size]
-    mean = jnp.mean(per_datum)
-    finite = jnp.isfinite(mean) & jnp.isfinite(values).all()
-    improved = finite & (mean > state.best_elbo)
     half_done = index == settings.rounds_per_cycle - 1
-    # After a value that is not finite the last good weights are restored, and the fit is marked.
-    last_good = (state.best, state.optimiser)
-    good = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimiser), last_good)
-    updated = _State(
-        params=good[0],
-        optimiser=good[1],
-        best=jnp.where(improved, params, state.best),
-        best_elbo=jnp.where(improved, mean, state.best_elbo),
-        half_values=jnp.where(half_done, per_datum, state.half_values),
-        last_values=per_datum,
-        finite=state.finite & finite,
-    )
-    return updated, Trace(step=(index + 1) * steps, batch_elbo=jnp.mean(values), elbo=mean)
+    return rounds.close(state, params, optimiser, values, per_datum, step=(index + 1) * steps, half_done=half_done)
 
 
 def _bound(key: jax.Array, encoder: Any, x: Any, model: Any, *, family: Any, **settings: Any) -> Float[Array, ""]:

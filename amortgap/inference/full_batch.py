@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from amortgap._checks import is_concrete, num_rows
 from amortgap._chunks import map_data
-from amortgap._progress import progress_bar
+from amortgap.inference import rounds
 from amortgap.inference.amortized_fit import AmortizedFit, Trace
 from amortgap.objectives import cubature_elbo, elbo
 
@@ -34,66 +34,33 @@ class FullBatch:
     antithetic: bool
 
 
-class _State(NamedTuple):
-    params: Array
-    optimiser: Any
-    best: Array
-    best_elbo: Float[Array, ""]
-    half_values: Float[Array, " N"]
-    last_values: Float[Array, " N"]
-    finite: Bool[Array, ""]
-
-
 def train_full_batch(
     key: jax.Array, xs: Any, validation: Any, model: Any, family: Any, encoder: Any, settings: FullBatch, progress: bool
 ) -> AmortizedFit:
     """Train an encoder, the model held fixed; arguments are checked by `amortized_vi`."""
     params, unravel = ravel_pytree(encoder)
-    values = jnp.full(num_rows(validation), -jnp.inf)
-    state = _State(
-        params=params,
-        optimiser=optax.lbfgs(memory_size=_MEMORY).init(params),
-        best=params,
-        best_elbo=jnp.asarray(-jnp.inf),
-        half_values=values,
-        last_values=values,
-        finite=jnp.asarray(True),
-    )
+    state = rounds.start(params, optax.lbfgs(memory_size=_MEMORY).init(params), num_rows(validation))
 
-    def advance(state: _State, index: Any) -> tuple[_State, Trace]:
+    def advance(state: rounds.State, index: Any) -> tuple[rounds.State, Trace]:
         return _round(key, index, state, xs, validation, model, encoder, family, settings)
 
-    if is_concrete((key, xs, validation, model, encoder)):
-        rows = []
-        for index in progress_bar(range(settings.rounds), "training", unit="round", enabled=progress):
-            state, row = advance(state, index)
-            rows.append(row)
-        trace = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    else:
-        state, trace = jax.lax.scan(advance, state, jnp.arange(settings.rounds))
-    change = state.last_values - state.half_values
-    return AmortizedFit(
-        encoder=unravel(state.best),
-        model=model,
-        trace=trace,
-        change=jnp.mean(change),
-        change_standard_error=jnp.std(change, ddof=min(1, change.size - 1)) / jnp.sqrt(float(change.size)),
-        finite=state.finite,
-    )
+    concrete = is_concrete((key, xs, validation, model, encoder))
+    state, trace = rounds.run(advance, state, settings.rounds, concrete=concrete, progress=progress)
+    return rounds.fitted(state, trace, encoder=unravel(state.best), model=model)
 
 
 @partial(jax.jit, static_argnames=("settings",))
 def _round(
     key: jax.Array,
     index: Any,
-    state: _State,
+    state: rounds.State,
     xs: Any,
     validation: Any,
     model: Any,
     encoder: Any,
     family: Any,
     settings: FullBatch,
-) -> tuple[_State, Trace]:
+) -> tuple[rounds.State, Trace]:
     """Take `steps_per_round` steps, then evaluate on shared fresh noise and keep the best."""
     _, unravel = ravel_pytree(encoder)
     key_train, key_eval = jax.random.split(key)
@@ -142,16 +109,6 @@ def _round(
         )
 
     per_datum = map_data(evaluate, validation, chunk_size=500)
-    mean = jnp.mean(per_datum)
-    finite = jnp.isfinite(mean) & jnp.isfinite(values).all()
-    improved = finite & (mean > state.best_elbo)
-    updated = _State(
-        params=jnp.where(finite, params, state.best),
-        optimiser=jax.tree.map(lambda new, old: jnp.where(finite, new, old), optimiser_state, state.optimiser),
-        best=jnp.where(improved, params, state.best),
-        best_elbo=jnp.where(improved, mean, state.best_elbo),
-        half_values=jnp.where(index == settings.rounds // 2 - 1, per_datum, state.half_values),
-        last_values=per_datum,
-        finite=state.finite & finite,
-    )
-    return updated, Trace(step=(index + 1) * settings.steps_per_round, batch_elbo=jnp.mean(values), elbo=mean)
+    half_done = index == settings.rounds // 2 - 1
+    step_number = (index + 1) * settings.steps_per_round
+    return rounds.close(state, params, optimiser_state, values, per_datum, step=step_number, half_done=half_done)

@@ -2,6 +2,7 @@
 
 from amortgap.models.deep_latent_gaussian import DeepLatentGaussian, deep_latent_gaussian
 from amortgap.models.factor_analysis import FactorAnalysis, FactorAnalysisFit, NormalPosterior, fit_factor_analysis
+from amortgap.models.finite_mixture import FiniteMixture
 from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
 from amortgap.models.log_joint import LogJoint, from_log_joint
 from amortgap.models.mixture_prior import MixturePosterior, MixturePrior
@@ -13,6 +14,7 @@ __all__ = [
     "DeepLatentGaussian",
     "FactorAnalysis",
     "FactorAnalysisFit",
+    "FiniteMixture",
     "Gaussian",
     "LogJoint",
     "MixturePosterior",

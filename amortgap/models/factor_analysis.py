@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from amortgap._checks import (
     as_data,
@@ -169,14 +170,49 @@ class FactorAnalysis:
           ValueError: `rank` is not in [0, d].
         """
         check_count("rank", rank, minimum=0, maximum=self.latent_dim)
-        root = jnp.linalg.cholesky(self.posterior_precision())
-        means = jax.vmap(self.posterior_mean)(xs)
-        centre = jnp.mean(means, axis=0)[None, :]
-        _, _, directions = jnp.linalg.svd((means - centre) @ root, full_matrices=False)
-        judged = means if held_out is None else jax.vmap(self.posterior_mean)(held_out)
-        # What the encoder cannot express is the part of the means along the discarded directions.
-        lost = (judged - centre) @ root @ directions[rank:].T
-        return 0.5 * jnp.sum(lost**2) / judged.shape[0]
+        return _rank_gap(self, xs, xs if held_out is None else held_out, jnp.asarray(rank))
+
+    def conditioning_gap(self, observed: Sequence[int]) -> Float[Array, ""]:
+        """Return the mean gap in nats of the best encoder that sees only some coordinates of x, data from the model.
+
+        Formula: `1/2 tr(Lambda [V - C_ms C_ss^-1 C_sm])`, V = I - Lambda^-1, `C_ms = (A C)[:, s]`, C = W W' + Psi,
+        A = Lambda^-1 W' Psi^-1, for mean field and full rank normals alike.
+
+        Args:
+          observed: the coordinates s that the encoder sees, distinct, in [0, D).
+
+        Raises:
+          ValueError: coordinates that are repeated or out of range.
+
+        Source: Bayer et al. (2021); Bishop (2006), equation 2.81, for the conditional mean.
+        """
+        rows = np.asarray(observed, int)
+        if rows.ndim != 1 or len(set(rows.tolist())) < rows.size or np.any((rows < 0) | (rows >= self.data_dim)):
+            raise ValueError(f"observed must be distinct coordinates below {self.data_dim}, got {rows.tolist()}")
+        precision = self.posterior_precision()
+        covariance = self.loadings @ self.loadings.T + jnp.diag(self.noise_variance)
+        gain = jnp.linalg.solve(precision, (self.loadings / self.noise_variance[:, None]).T)
+        spread = jnp.eye(self.latent_dim) - jnp.linalg.inv(precision)
+        if not rows.size:
+            return 0.5 * jnp.trace(precision @ spread)
+        cross, seen = (gain @ covariance)[:, rows], covariance[rows][:, rows]
+        return 0.5 * jnp.trace(precision @ (spread - cross @ jnp.linalg.solve(seen, cross.T)))
+
+
+@jax.jit
+def _rank_gap(
+    model: FactorAnalysis, xs: Float[Array, "N D"], judged: Float[Array, "M D"], rank: Int[Array, ""]
+) -> Float[Array, ""]:
+    root = jnp.linalg.cholesky(model.posterior_precision())
+    means = jax.vmap(model.posterior_mean)(xs)
+    centre = jnp.mean(means, axis=0)[None, :]
+    # Rows of zeros complete the directions where there are fewer data than dimensions.
+    missing = max(0, model.latent_dim - xs.shape[0])
+    _, _, directions = jnp.linalg.svd(jnp.pad((means - centre) @ root, ((0, missing), (0, 0))), full_matrices=False)
+    # What the encoder cannot express is the part of the means along the discarded directions.
+    parts = (jax.vmap(model.posterior_mean)(judged) - centre) @ root @ directions.T
+    lost = jnp.where(jnp.arange(model.latent_dim) >= rank, jnp.mean(parts**2, axis=0), 0)
+    return 0.5 * jnp.sum(lost)
 
 
 class FactorAnalysisFit(NamedTuple):

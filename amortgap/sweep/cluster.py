@@ -34,6 +34,11 @@ _IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN
 # Cells of small arrays lose more by handing work from core to core than they gain (several times the processor time).
 _KEEP_TO_CORE = "from amortgap.sweep.cluster import keep_to_core; keep_to_core({index}, {workers})"
 
+_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
+# Dask gives memory back at once; a cell takes and frees the same arrays over and over, and would spend a tenth of its
+# time on page faults. 32 MB is the most that glibc accepts. Two arenas, where each of the compiler's threads has one.
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": 2**27, "MALLOC_MMAP_THRESHOLD_": 2**25, "MALLOC_ARENA_MAX": 2}
+
 
 @contextlib.contextmanager
 def dask_executor(
@@ -61,9 +66,7 @@ def dask_executor(
         if kind == "local":
             # One unit at a worker at a time, so that a death takes as few others with it as possible.
             stack.enter_context(dask.config.set({"distributed.scheduler.worker-saturation": 1.0}))
-            # Dask gives memory back at once; a cell takes and frees the same large arrays over and over.
-            kept = [f"distributed.nanny.pre-spawn-environ.MALLOC_{name}_THRESHOLD_" for name in ("TRIM", "MMAP")]
-            stack.enter_context(dask.config.set(dict.fromkeys(kept, 1_000_000_000)))
+            stack.enter_context(dask.config.set({f"{_ENVIRONMENT}.{name}": value for name, value in _MALLOC.items()}))
             local = stack.enter_context(_local_cluster(_count(rest), gpus, memory_limit))
             client = distributed.Client(local)
         elif kind == "file":

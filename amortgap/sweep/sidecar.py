@@ -18,7 +18,13 @@ from .table import Schema
 
 
 def write_sidecar(
-    path: str | pathlib.Path, *, config: Any, files: list[pathlib.Path], schema: Schema | None = None, **facts: Any
+    path: str | pathlib.Path,
+    *,
+    config: Any,
+    files: list[pathlib.Path],
+    schema: Schema | None = None,
+    computed: bool = True,
+    **facts: Any,
 ) -> pathlib.Path:
     """Write the sidecar of `files` at `path`, atomically, and return the path.
 
@@ -27,6 +33,8 @@ def write_sidecar(
       config: dataclass with the whole configuration.
       files: what the sidecar vouches for; their names and sha256 are recorded.
       schema: columns of the table, written with their meanings.
+      computed: False if this run only drew anew what an earlier one computed; of a sidecar that exists, only the hashes
+        of the files are then renewed, and command, machine and time stay those of the computation.
       facts: anything else worth keeping, such as seconds or counts; plain data.
 
     Raises:
@@ -34,11 +42,14 @@ def write_sidecar(
     """
     path = pathlib.Path(path)
     script = pathlib.Path(sys.argv[0])
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    if not computed and path.exists():
+        return _write(path, json.loads(path.read_text()) | {"files": hashes})
     document = {
         # The script by its place in the project: an absolute path would say where, not what.
         "command": shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]]),
         "config": canonical({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}),
-        "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "files": hashes,
         "git_commit": git_commit(),
         "versions": versions(),
         "machine": machine(),
@@ -47,5 +58,9 @@ def write_sidecar(
     }
     if schema is not None:
         document["columns"] = {column.name: column.meaning for column in schema.columns}
+    return _write(path, document)
+
+
+def _write(path: pathlib.Path, document: dict[str, Any]) -> pathlib.Path:
     write_atomic(path, (json.dumps(document, indent=1, allow_nan=False, default=str) + "\n").encode())
     return path

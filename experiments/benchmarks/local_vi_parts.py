@@ -34,13 +34,12 @@ def row(part: str, method: str, quantity: str, value: float | None, *, steps: in
     met = None
     if value is not None and (low is not None or high is not None):
         met = bool((low is None or value >= low) and (high is None or value <= high))
-    known = value is not None and np.isfinite(value)
     return {
         "part": part,
         "method": method,
         "steps": steps,
         "quantity": quantity,
-        "value": float(value) if known else None,
+        "value": None if value is None or not np.isfinite(value) else float(value),
         "standard_error": more.get("error"),
         "low": low,
         "high": high,
@@ -81,7 +80,7 @@ def rates(study: Study, workload: Workload) -> list[Row]:
     rows = [row("rate", name, "gradients per second", statistics.median(found)) for name, found in rate.items()]
     rows += [row("start-up", name, "seconds to compile", seconds) for name, seconds in compiling.items() if seconds]
     for name in calls:
-        goal = {"low": 1.15} if name == "natural gradient" else {}
+        goal: dict[str, Any] = {"low": 1.15} if name == "natural gradient" else {}
         rows.append(row("rate", name, "rate over plain Adam's", against(name, "plain Adam"), **goal))
         rows.append(row("rate", name, "share of the rate of matrix products", against(name, "matrix products")))
     return rows
@@ -166,7 +165,7 @@ def to_tolerance(study: Study, workload: Workload) -> list[Row]:
         for name in ("natural gradient", "fit_local"):
             # Where Adam never arrives, the time of its longest run stands for the time it needs, to its advantage.
             theirs = min(needed["tuned Adam"], curves["tuned Adam"][-1][0])
-            goal = {"high": 0.25} if name == "natural gradient" else {}
+            goal: dict[str, Any] = {"high": 0.25} if name == "natural gradient" else {}
             what = f"time to {tolerance} nats over tuned Adam's"
             rows.append(row("tolerance", name, what, needed[name] / theirs, **goal))
     return rows

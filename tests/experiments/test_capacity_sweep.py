@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -61,6 +62,17 @@ def test_second_run_computes_nothing_and_changes_nothing(sweep):
     assert "0 to compute" in again.stderr
     after = {path.name: path.read_bytes() for path in sweep.iterdir() if path.suffix in (".csv", ".json", ".png")}
     assert after == before
+
+
+def test_figure_drawn_anew_is_vouched_for_by_the_sidecar_of_the_computation(sweep, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(sweep, out)
+    made = json.loads((out / "table.json").read_text())
+    (out / "table.json").write_text(json.dumps(made | {"files": {"table.csv": "of another figure"}, "seconds": 77}))
+    again = run("--preset", "smoke", "--out", str(out))
+    assert again.returncode == 0, again.stderr
+    sidecar = json.loads((out / "table.json").read_text())
+    assert sidecar == made | {"seconds": 77}
 
 
 def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatch, tmp_path):

@@ -1,0 +1,87 @@
+"""A diagonal family for latents that live on an interval or a half line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_choice, check_count
+
+_SUPPORTS = ("positive", "unit_interval")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ConstrainedNormal:
+    """Independent normals carried to constrained coordinates by a bijector.
+
+    Formula: `z = T(y)`, `y ~ N(mean, diag(scale^2))`, `log q(z; phi) = log N(y) - sum_j log |T'(y_j)|`,
+    `phi = [mean, log scale]` of y. With `T = exp` it is the log-normal family.
+
+    Args:
+      latent_dim: dimension d of z.
+      bijector: an elementwise transform of NumPyro (called for T, with `_inverse` and `log_abs_det_jacobian`), or
+        "positive" (exp) or "unit_interval" (logistic).
+
+    Attributes:
+      size: length of phi, `2 d`.
+      noise_dim: number of standard normals behind one draw.
+
+    Raises:
+      ValueError: `latent_dim` is not positive, or the bijector is unknown or does not map coordinates one by one.
+    """
+
+    latent_dim: int = field(metadata={"static": True})
+    bijector: Any
+    name: ClassVar[str] = "constrained_normal"
+
+    def __post_init__(self) -> None:
+        check_count("latent_dim", self.latent_dim)
+        if isinstance(self.bijector, str):
+            check_choice("bijector", self.bijector, _SUPPORTS)
+            # A slow import that other families do not need.
+            from numpyro.distributions import biject_to, constraints
+
+            object.__setattr__(self, "bijector", biject_to(getattr(constraints, self.bijector)))
+        domain, codomain = (getattr(self.bijector, name, None) for name in ("domain", "codomain"))
+        if any(side is not None and side.event_dim for side in (domain, codomain)):
+            raise ValueError(f"bijector must map every coordinate on its own, got {type(self.bijector).__name__}")
+
+    @property
+    def size(self) -> int:
+        """Length of phi."""
+        return 2 * self.latent_dim
+
+    @property
+    def noise_dim(self) -> int:
+        """Number of standard normals behind one draw."""
+        return self.latent_dim
+
+    def standard(self) -> Float[Array, " size"]:
+        """Return the phi whose unconstrained coordinates are standard normal."""
+        return jnp.zeros(self.size)
+
+    def transform(self, noise: Float[Array, " d"], phi: Float[Array, " size"]) -> Float[Array, " d"]:
+        """Return `z = T(mean + scale * noise)`."""
+        mean, log_scale = jnp.split(phi, 2)
+        return self.bijector(mean + jnp.exp(log_scale) * noise)
+
+    def log_prob(self, z: Float[Array, " d"], phi: Float[Array, " size"]) -> Float[Array, ""]:
+        """Return `log q(z; phi)` in nats."""
+        mean, log_scale = jnp.split(phi, 2)
+        y = self.bijector._inverse(z)
+        noise = (y - mean) * jnp.exp(-log_scale)
+        log_normal = -0.5 * (jnp.sum(noise**2) + noise.size * math.log(2 * math.pi)) - jnp.sum(log_scale)
+        return log_normal - jnp.sum(self.bijector.log_abs_det_jacobian(y, z))
+
+    def sample_and_log_prob(
+        self, key: jax.Array, phi: Float[Array, " size"]
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """Return one draw and its log density in nats."""
+        z = self.transform(jax.random.normal(key, (self.noise_dim,), phi.dtype), phi)
+        return z, self.log_prob(z, phi)

@@ -1,0 +1,183 @@
+"""What an encoder may be trained on: `objective(key, encoder, x)`, one number to be raised, for one datum.
+
+Each is a function of a model and a family that returns such an objective; `train_encoder` maximises its mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_count, check_positive, check_sizes, checked_record
+from amortgap.objectives import elbo
+
+Objective = Callable[[jax.Array, Any, Any], Array]
+
+
+def elbo_objective(*, model: Any, family: Any, num_samples: int = 1) -> Objective:
+    """Return the ELBO of the encoder's output.
+
+    Formula: `ELBO(encoder(x); x)`.
+
+    Raises:
+      ValueError: a model and family that do not fit, or num_samples < 1.
+    """
+    check_sizes(model, family)
+    check_count("num_samples", num_samples)
+
+    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
+        return elbo(key, encoder(x), x, model=model, family=family, num_samples=num_samples)
+
+    return objective
+
+
+def iwae_objective(*, model: Any, family: Any, num_samples: int, doubly_reparameterised: bool = True) -> Objective:
+    """Return the importance-weighted bound of the encoder's output.
+
+    Formula: `log (1/S) sum_s w_s`, `w_s = p(x, z_s) / q(z_s; encoder(x))`. The doubly reparameterised gradient is
+    `sum_s (w_s / sum w)^2 (d log w_s / dz_s) (dz_s / dphi)`: unbiased, and its signal does not vanish as S grows.
+
+    Args:
+      model, family: as in `elbo`; the family needs `log_prob`.
+      num_samples: S.
+      doubly_reparameterised: use that gradient and not the plain one of the bound.
+
+    Raises:
+      ValueError: a model and family that do not fit, num_samples < 1, or a family without `log_prob`.
+
+    Source: Burda, Grosse and Salakhutdinov (2016); Tucker et al., "Doubly reparameterized gradient estimators" (2019),
+    equation 8.
+    """
+    check_sizes(model, family)
+    check_count("num_samples", num_samples)
+    if doubly_reparameterised and not hasattr(family, "log_prob"):
+        raise ValueError(f"doubly reparameterised gradients need family.log_prob, {type(family).__name__} lacks it")
+
+    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
+        phi = encoder(x)
+
+        def log_weight(draw_key: jax.Array) -> Array:
+            z, log_q = family.sample_and_log_prob(draw_key, phi)
+            if doubly_reparameterised:
+                log_q = family.log_prob(z, jax.lax.stop_gradient(phi))
+            return model.log_joint(z, x) - log_q
+
+        log_weights = jax.vmap(log_weight)(jax.random.split(key, num_samples))
+        bound = jax.scipy.special.logsumexp(log_weights) - jnp.log(float(num_samples))
+        if not doubly_reparameterised:
+            return bound
+        shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights))
+        surrogate = jnp.sum(shares**2 * log_weights)
+        return jax.lax.stop_gradient(bound - surrogate) + surrogate
+
+    return objective
+
+
+def sleep_objective(*, model: Any, family: Any) -> Objective:
+    """Return the log density of the latent behind a simulated datum: forward KL, the sleep phase.
+
+    Formula: `log q(z; encoder(x'))`, `(z, x') ~ p`; its maximum over encoders minimises
+    `E_p(x)[KL(p(z | x) || q(z | x))]`. The datum x is not used.
+
+    Raises:
+      ValueError: a model without `sample`, a family without `log_prob`, or sizes that do not fit.
+
+    Source: Hinton et al., "The wake-sleep algorithm" (1995); Bornschein and Bengio (2015).
+    """
+    check_sizes(model, family)
+    if not (hasattr(model, "sample") and hasattr(family, "log_prob")):
+        raise ValueError(
+            f"sleep needs model.sample and family.log_prob, got {type(model).__name__} and {type(family).__name__}"
+        )
+
+    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
+        z, simulated = model.sample(key)
+        return family.log_prob(z, encoder(simulated))
+
+    return objective
+
+
+def reverse_half_asleep_objective(*, model: Any, family: Any, num_samples: int = 1) -> Objective:
+    """Return the mean of the ELBOs at the datum and at one simulated by the model: the encoder sees more than the data.
+
+    Formula: `1/2 ELBO(encoder(x); x) + 1/2 ELBO(encoder(x'); x')`, `x' ~ p(x)`.
+
+    Raises:
+      ValueError: a model without `sample`, or as in `elbo_objective`.
+
+    Source: Zhang, Hayes and Barber, "Generalization gap in amortized inference" (2022), section 4.
+    """
+    awake = elbo_objective(model=model, family=family, num_samples=num_samples)
+    if not hasattr(model, "sample"):
+        raise ValueError(f"reverse half-asleep needs model.sample, which {type(model).__name__} lacks")
+
+    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
+        key_awake, key_sample, key_asleep = jax.random.split(key, 3)
+        _, simulated = model.sample(key_sample)
+        return 0.5 * awake(key_awake, encoder, x) + 0.5 * awake(key_asleep, encoder, simulated)
+
+    return objective
+
+
+def denoising_objective(*, model: Any, family: Any, noise_scale: float, num_samples: int = 1) -> Objective:
+    """Return the ELBO at x of what the encoder makes of x with noise: a smoother encoder.
+
+    Formula: `ELBO(encoder(x + noise_scale * e); x)`, `e ~ N(0, I)`.
+
+    Raises:
+      ValueError: a noise scale that is not positive, or as in `elbo_objective`.
+
+    Source: Shu et al., "Amortized inference regularization" (2018), section 3.
+    """
+    check_positive("noise_scale", noise_scale)
+    plain = elbo_objective(model=model, family=family, num_samples=num_samples)
+
+    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
+        key_noise, key_draws = jax.random.split(key)
+        noisy = x + noise_scale * jax.random.normal(key_noise, jnp.shape(x), jnp.asarray(x).dtype)
+        return plain(key_draws, lambda x: encoder(noisy), x)
+
+    return objective
+
+
+@checked_record
+@dataclass(frozen=True)
+class WeightNormEncoder:
+    """An encoder whose units all have incoming weights of one norm: a bounded Lipschitz constant.
+
+    Formula: every matrix W of `encoder.network` is used as `norm * W_j / |W_j|`, j its units.
+
+    Attributes:
+      encoder: with an attribute `network`, trained.
+      norm: of the incoming weights of every unit.
+    """
+
+    encoder: Any
+    norm: float = field(metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_positive("norm", self.norm)
+        if not hasattr(self.encoder, "network"):
+            raise ValueError(f"encoder must have a network, got {type(self.encoder).__name__}")
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
+        """Return phi for one datum."""
+
+        def normalised(leaf: Array) -> Array:
+            if leaf.ndim < 2:
+                return leaf
+            square = jnp.sum(leaf**2, axis=tuple(range(leaf.ndim - 1)), keepdims=True)
+            return self.norm * leaf / jnp.sqrt(square + 1e-12)
+
+        smooth = jax.tree.map(normalised, self.encoder.network)
+        return replace(self.encoder, network=smooth)(x)
+
+    @property
+    def num_weights(self) -> int:
+        """Number of trained scalars."""
+        return self.encoder.num_weights

@@ -1,0 +1,197 @@
+"""Training encoders on any one-datum objective, with or without a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+
+from amortgap._checks import check_count, check_data, check_encoder, check_key, check_positive, check_sizes, num_rows
+from amortgap.inference.encoder_objectives import Objective, elbo_objective
+from amortgap.inference.schedules import warmup_cosine
+
+
+class EncoderTrace(NamedTuple):
+    """What training looked like.
+
+    Attributes:
+      value: mean of the objective over every minibatch, nats, [num_steps]; NaN where a step was skipped.
+      num_bad: refinement steps, and bounds after them, that were not finite in every minibatch, [num_steps].
+    """
+
+    value: Float[Array, " steps"]
+    num_bad: Int[Array, " steps"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EncoderFit:
+    """An encoder trained on some objective.
+
+    Attributes:
+      encoder: after the last step; call it on one datum.
+      model: the model, trained too where the method trains it.
+      trace: EncoderTrace.
+      finite: False if any step was skipped because the objective or its gradient was not finite.
+    """
+
+    encoder: Any
+    model: Any
+    trace: EncoderTrace
+    finite: Bool[Array, ""]
+
+
+def train_encoder(
+    key: jax.Array,
+    xs: Any,
+    *,
+    encoder: Any,
+    objective: Objective,
+    model: Any = None,
+    num_steps: int = 2000,
+    batch_size: int = 100,
+    learning_rate: float = 3e-3,
+) -> EncoderFit:
+    """Train an encoder on any objective of one datum.
+
+    Formula: `max_w (1/N) sum_i E[objective(key, encoder_w, x_i)]`, by Adam on minibatches with a rate that falls to
+    zero by a cosine.
+
+    Args:
+      key: typed key.
+      xs: data, an array [N, ...] or a pytree of such.
+      encoder: callable pytree; its weights are the start.
+      objective: function `(key, encoder, x) -> scalar`, raised.
+      model: what the fit reports as its model, and what checks the data; None for neither.
+      num_steps, batch_size: of Adam.
+      learning_rate: peak rate.
+
+    Returns:
+      EncoderFit.
+
+    Raises:
+      ValueError: bad key, data or settings.
+    """
+    check_key(key)
+    xs = check_data("xs", xs, model)
+    return maximise(
+        key, xs, (encoder,), lambda k, params, x: (objective(k, params[0], x), jnp.asarray(0)),
+        num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate, model=model,
+    )  # fmt: skip
+
+
+def maximise(
+    key: jax.Array,
+    xs: Any,
+    params: tuple[Any, ...],
+    objective: Callable[[jax.Array, Any, Any], tuple[Array, Array]],
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    model: Any,
+    inner_steps: int = 1,
+) -> EncoderFit:
+    """Maximise the mean of `objective(key, params, x) -> (value, count of bad inner steps)` over `(encoder[, model])`.
+
+    With `inner_steps` J > 1 a model in `params` moves at every J-th step only, the encoder at all of them.
+    """
+    check_count("num_steps", num_steps)
+    check_count("batch_size", batch_size)
+    check_count("inner_steps", inner_steps)
+    check_positive("learning_rate", learning_rate)
+    batch_size = min(batch_size, num_rows(xs))
+    flat, unravel = ravel_pytree(params)
+    of_model = flat.size - ravel_pytree(params[0])[0].size
+    adam = optax.scale_by_adam()
+
+    def loss(flat: Array, keys: Array, batch: Any) -> tuple[Array, Array]:
+        values, bad = jax.vmap(lambda k, x: objective(k, unravel(flat), x))(keys, batch)
+        return -jnp.mean(values), jnp.sum(bad)
+
+    @partial(jax.jit, donate_argnums=())
+    def run(key: jax.Array, flat: Array, xs: Any) -> tuple[Array, EncoderTrace]:
+        def step(carry: tuple[Array, Any], number: Array) -> tuple[tuple[Array, Any], EncoderTrace]:
+            flat, state = carry
+            key_rows, key_noise = jax.random.split(jax.random.fold_in(key, number))
+            rows = jax.random.choice(key_rows, num_rows(xs), (batch_size,), replace=False)
+            batch = jax.tree.map(lambda leaf: leaf[rows], xs)
+            (value, bad), gradient = jax.value_and_grad(loss, has_aux=True)(
+                flat, jax.random.split(key_noise, batch_size), batch
+            )
+            update, new_state = adam.update(gradient, state, flat)
+            rate = learning_rate * warmup_cosine(number, num_steps, warmup=min(100, num_steps // 10))
+            moves = jnp.ones(flat.size).at[flat.size - of_model :].set((number + 1) % inner_steps == 0)
+            new = flat - rate.astype(flat.dtype) * moves.astype(flat.dtype) * jnp.asarray(update)
+            good = jnp.isfinite(value) & jnp.isfinite(new).all()
+            kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, new_state), carry)
+            return kept, EncoderTrace(jnp.where(good, -value, jnp.nan), bad)
+
+        (last, _), trace = jax.lax.scan(step, (flat, adam.init(flat)), jnp.arange(num_steps))
+        return last, trace
+
+    last, trace = run(key, flat, xs)
+    trained = unravel(last)
+    return EncoderFit(
+        encoder=trained[0],
+        model=trained[1] if len(trained) > 1 else model,
+        trace=trace,
+        finite=jnp.isfinite(trace.value).all(),
+    )
+
+
+def train_vae_aggressively(
+    key: jax.Array,
+    xs: Any,
+    *,
+    model: Any,
+    family: Any,
+    encoder: Any,
+    inner_steps: int = 10,
+    num_steps: int = 4000,
+    batch_size: int = 100,
+    num_samples: int = 1,
+    learning_rate: float = 3e-3,
+) -> EncoderFit:
+    """Train decoder and encoder, the decoder moving only at every J-th step: an encoder that does not lag behind.
+
+    Formula: J Adam steps on the weights of the encoder for every one on those of the decoder, same ELBO.
+
+    Args:
+      key: typed key.
+      xs: data.
+      model, family, encoder: as in `train_vae`; the weights are the start.
+      inner_steps: J; 1 trains both at every step.
+      num_steps: steps of the encoder in all.
+      batch_size, num_samples, learning_rate: of Adam, as in `train_encoder`.
+
+    Returns:
+      EncoderFit; `fit.model` is the trained model.
+
+    Raises:
+      ValueError: bad key, data, sizes or settings.
+
+    Source: He et al., "Lagging inference networks and posterior collapse" (2019), algorithm 1, with a fixed number of
+    inner steps.
+    """
+    check_key(key)
+    xs = check_data("xs", xs, model)
+    check_sizes(model, family)
+    check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    check_count("num_samples", num_samples)
+
+    def objective(k: jax.Array, params: Any, x: Any) -> tuple[Array, Array]:
+        plain = elbo_objective(model=params[1], family=family, num_samples=num_samples)
+        return plain(k, params[0], x), jnp.asarray(0)
+
+    return maximise(
+        key, xs, (encoder, model), objective, num_steps=num_steps, batch_size=batch_size,
+        learning_rate=learning_rate, model=model, inner_steps=inner_steps,
+    )  # fmt: skip

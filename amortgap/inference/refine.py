@@ -1,0 +1,174 @@
+"""Refinement: a few gradient steps on one datum's ELBO from where an encoder (or anything else) puts it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from amortgap._checks import check_choice, check_count, check_datum, check_key, check_positive, check_sizes
+from amortgap.families import MeanFieldNormal
+from amortgap.inference.local import LocalFit, local_vi
+from amortgap.objectives import cubature_elbo, elbo
+
+OPTIMIZERS = ("sgd", "adam", "natural")
+
+
+class Refinement(NamedTuple):
+    """What K refinement steps made of variational parameters.
+
+    Attributes:
+      phi: after the last step, [size].
+      path: before and after every step, [K + 1, size].
+      num_bad: steps that were skipped because the ELBO or the step was not finite.
+    """
+
+    phi: Float[Array, " size"]
+    path: Float[Array, "steps size"]
+    num_bad: Int[Array, ""]
+
+
+def check_steps(model: Any, family: Any, num_steps: Any, learning_rate: Any, num_samples: Any, optimizer: str) -> None:
+    """Refuse settings of refinement that cannot be run."""
+    check_sizes(model, family)
+    check_count("num_steps", num_steps, minimum=0)
+    check_positive("learning_rate", learning_rate)
+    check_count("num_samples", num_samples, minimum=0)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    if optimizer == "natural" and not isinstance(family, MeanFieldNormal):
+        raise ValueError(f"optimizer 'natural' needs a mean field normal, got {type(family).__name__}")
+
+
+def value(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, num_samples: int) -> Array:
+    """Return the ELBO that refinement climbs: by draws, or without any by cubature where `num_samples` is zero."""
+    if num_samples == 0:
+        return cubature_elbo(phi, x, model=model, family=family)
+    antithetic = hasattr(family, "transform") and num_samples % 2 == 0
+    return elbo(key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
+
+
+def direction(optimizer: str, family: Any) -> Any:
+    """Return the optax transformation from a gradient of the ELBO to a step of rate one."""
+    if optimizer == "adam":
+        # Differentiable where a gradient is zero, unlike a plain square root.
+        return optax.scale_by_adam(eps_root=1e-12)
+    return optax.trace(decay=0.5) if optimizer == "sgd" else optax.identity()
+
+
+def climb(optimizer: str, family: Any, phi: Array, gradient: Array) -> Array:
+    """Return the gradient, for mean field normals in the metric of the family if asked to."""
+    if optimizer != "natural":
+        return gradient
+    d = family.latent_dim
+    # The Fisher information of [mean, log scale] is [1 / scale^2, 2].
+    return gradient * jnp.concatenate([jnp.exp(2 * phi[d:]), jnp.full(d, 0.5, phi.dtype)])
+
+
+def refine(
+    key: jax.Array,
+    phi: Float[Array, " size"],
+    x: Any,
+    *,
+    model: Any,
+    family: Any,
+    num_steps: int,
+    learning_rate: float = 0.1,
+    num_samples: int = 2,
+    optimizer: str = "adam",
+) -> Refinement:
+    """Ascend the ELBO of one datum from `phi` for a fixed number of steps; differentiable through all of them.
+
+    Formula: `phi_{k+1} = phi_k + rate * step(grad ELBO(phi_k; x))`, k = 0..K-1.
+
+    Args:
+      key: typed key.
+      phi: where to start, such as an encoder's output, [size].
+      x: one datum.
+      model, family: as in `elbo`.
+      num_steps: K; 0 returns the start.
+      learning_rate: constant rate.
+      num_samples: draws per step; 0 for the cubature rule (normal families; exact for log joints quadratic in z).
+      optimizer: "adam", "sgd" with momentum one half, or "natural" (mean field normals: the gradient in the metric of
+        the family, whose rate has no unit).
+
+    Returns:
+      Refinement. A step that is not finite is left out and counted.
+
+    Raises:
+      ValueError: bad key, sizes or settings, such as K < 0.
+
+    Source: Kim et al., "Semi-amortized variational autoencoders" (2018), algorithm 1, for the use.
+    """
+    check_key(key)
+    check_steps(model, family, num_steps, learning_rate, num_samples, optimizer)
+    if jnp.shape(phi) != (family.size,):
+        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    x = check_datum(x, model)
+    change = direction(optimizer, family)
+    climbed = partial(value, model=model, family=family, num_samples=num_samples)
+
+    def step(carry: tuple[Array, Any], step_key: jax.Array) -> tuple[tuple[Array, Any], tuple[Array, Array]]:
+        phi, state = carry
+        elbo_here, gradient = jax.value_and_grad(climbed, argnums=1)(step_key, phi, x)
+        gradient = climb(optimizer, family, phi, gradient)
+        update, new_state = change.update(gradient, state, phi)
+        new = phi + learning_rate * jnp.asarray(update)
+        # A value may be NaN where its gradient is not: the branch of a `where` that was not taken has gradient zero.
+        good = jnp.isfinite(elbo_here) & jnp.isfinite(new).all()
+        kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, new_state), carry)
+        return kept, (kept[0], ~good)
+
+    (last, _), (path, bad) = jax.lax.scan(step, (phi, change.init(phi)), jax.random.split(key, num_steps))
+    return Refinement(last, jnp.concatenate([phi[None], path]), jnp.sum(bad))
+
+
+def local_vi_from_starts(
+    key: jax.Array,
+    x: Any,
+    *,
+    model: Any,
+    family: Any,
+    num_starts: int = 8,
+    spread: float = 1.0,
+    start_steps: int = 300,
+    **settings: Any,
+) -> LocalFit:
+    """Local VI from several random starts, each refined on its own; for families whose ELBO has several optima.
+
+    Formula: starts `phi_s = standard + spread * N(0, I)`, each after `start_steps` Adam steps offered to `local_vi`,
+    which takes up the best on fresh samples.
+
+    Args:
+      key: typed key.
+      x: one datum.
+      model, family: as in `elbo`.
+      num_starts: random starts.
+      spread: standard deviation of the starts.
+      start_steps: Adam steps from every start.
+      settings: further arguments of `local_vi`.
+
+    Returns:
+      LocalFit of the best.
+
+    Raises:
+      ValueError: as `local_vi`, or a bad number or spread of starts.
+    """
+    check_key(key)
+    check_count("num_starts", num_starts)
+    check_count("start_steps", start_steps)
+    check_positive("spread", spread)
+    check_sizes(model, family)
+    key_starts, key_refine, key_fit = jax.random.split(key, 3)
+    starts = family.standard()[None] + spread * jax.random.normal(key_starts, (num_starts, family.size))
+
+    def climbed(refine_key: jax.Array, start: Array) -> Array:
+        return refine(
+            refine_key, start, x, model=model, family=family, num_steps=start_steps, learning_rate=0.03, num_samples=4
+        ).phi
+
+    candidates = jax.vmap(climbed)(jax.random.split(key_refine, num_starts), starts)
+    return local_vi(key_fit, x, model=model, family=family, init=candidates, **settings)

@@ -1,0 +1,119 @@
+"""Finite mixtures of normals with the component as a discrete latent: every bound is a sum of few terms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float
+
+from amortgap._checks import as_float_array, check_finite, check_row_shape, checked_record, is_concrete
+
+
+@checked_record
+@dataclass(frozen=True, kw_only=True)
+class FiniteMixture:
+    """Mixture of normals; the latent is the one-hot vector of the component.
+
+    Formula: `z = e_k` with probability w_k, `x | z = e_k ~ N(c_k, S_k)`. The posterior is `Categorical` with log odds
+    affine in x if all S_k are equal, quadratic otherwise.
+
+    Args:
+      log_weights: log w_k, normalised when used, [K].
+      centres: c_k, [K, D].
+      covariances: S_k, positive definite, [K, D, D].
+
+    Raises:
+      ValueError: no components, shapes that do not fit, entries that are not finite, or covariances that are not
+        positive definite.
+
+    Source: Bishop, Pattern Recognition and Machine Learning (2006), section 9.2.
+    """
+
+    log_weights: Float[Array, " K"]
+    centres: Float[Array, "K D"]
+    covariances: Float[Array, "K D D"]
+
+    def __post_init__(self) -> None:
+        names = ("log_weights", "centres", "covariances")
+        for name in names:
+            object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
+        if not is_concrete([getattr(self, name) for name in names]):
+            return
+        k, d = self.centres.shape if self.centres.ndim == 2 else (0, 0)
+        found = [getattr(self, name).shape for name in names]
+        if not k or not d or found != [(k,), (k, d), (k, d, d)]:
+            raise ValueError(f"{', '.join(names)} must have shapes [K], [K, D], [K, D, D] with K > 0, got {found}")
+        for name in names:
+            check_finite(name, getattr(self, name))
+        lowest = float(jnp.linalg.eigvalsh(self.covariances).min())
+        if lowest <= 0:
+            raise ValueError(f"covariances must be positive definite, got an eigenvalue of {lowest:g}")
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of components K, the dimension of the one-hot vector z."""
+        return self.centres.shape[-2]
+
+    @property
+    def data_dim(self) -> int:
+        """Dimension D of x."""
+        return self.centres.shape[-1]
+
+    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+        """Raise a ValueError that names `name` unless `xs` can be data of this model."""
+        check_row_shape(name, xs, (self.data_dim,))
+
+    def _joints(self, x: Array) -> Array:
+        """Return `log w_k + log N(x; c_k, S_k)` for every component."""
+
+        def one(centre: Array, covariance: Array) -> Array:
+            root = jnp.linalg.cholesky(covariance)
+            noise = jax.scipy.linalg.solve_triangular(root, x - centre, lower=True)
+            log_det = jnp.sum(jnp.log(jnp.diag(root)))
+            return -0.5 * (jnp.sum(noise**2) + x.size * math.log(2 * math.pi)) - log_det
+
+        return jax.nn.log_softmax(self.log_weights) + jax.vmap(one)(self.centres, self.covariances)
+
+    def log_joint(self, z: Float[Array, " K"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x, z)` in nats for a one-hot z."""
+        return self._joints(x)[jnp.argmax(z)]
+
+    def posterior(self, x: Float[Array, " D"]) -> Float[Array, " K"]:
+        """Return the log responsibilities `log p(z = e_k | x)`, which are the phi of the exact `Categorical`."""
+        return jax.nn.log_softmax(self._joints(x))
+
+    def log_evidence(self, x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x) = log sum_k w_k N(x; c_k, S_k)` in nats."""
+        return logsumexp(self._joints(x))
+
+    def constant_gap(self, xs: Float[Array, "N D"]) -> Float[Array, ""]:
+        """Return the mean gap of the best constant encoder in nats.
+
+        Formula: `-log sum_k exp(mean_i log r_ik)`, r_ik the responsibilities; reached by q_k in proportion to the
+        summand. The gap of a conjugate family pooled over data: mean A(eta_i) - A(mean eta_i).
+        """
+        return -logsumexp(jnp.mean(jax.vmap(self.posterior)(xs), axis=0))
+
+    def affine_log_odds(self) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
+        """Return the matrix and offsets of the exact affine encoder, `log p(e_k | x) = A x + a + const`.
+
+        Raises:
+          ValueError: covariances that differ, for which log odds are quadratic.
+        """
+        shared = self.covariances[0]
+        if is_concrete(self.covariances) and not bool(jnp.all(self.covariances == shared[None])):
+            raise ValueError("covariances must all be equal for affine log odds")
+        matrix = jnp.linalg.solve(shared, self.centres.T).T
+        return matrix, jax.nn.log_softmax(self.log_weights) - 0.5 * jnp.sum(matrix * self.centres, axis=1)
+
+    def sample(self, key: jax.Array) -> tuple[Float[Array, " K"], Float[Array, " D"]]:
+        """Return one draw (z, x) from the joint, z one-hot."""
+        key_component, key_noise = jax.random.split(key)
+        k = jax.random.categorical(key_component, self.log_weights)
+        noise = jax.random.normal(key_noise, (self.data_dim,), self.centres.dtype)
+        z = jax.nn.one_hot(k, self.latent_dim, dtype=self.centres.dtype)
+        return z, self.centres[k] + jnp.linalg.cholesky(self.covariances[k]) @ noise

@@ -1,0 +1,228 @@
+"""What all encoders of a study are compared with: model, local optima and log p(x), made once for all processes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from capacity_study import Study
+from safetensors import safe_open
+from safetensors.numpy import save
+
+import amortgap as ag
+from amortgap.data import DataSet, load_digits
+from amortgap.sweep.files import write_atomic
+
+
+def make_family(name: str, latent_dim: int) -> Any:
+    """Return the variational family of a study."""
+    return {"mean_field": ag.families.MeanFieldNormal, "full_rank": ag.families.FullRankNormal}[name](latent_dim)
+
+
+@functools.lru_cache
+def _images(model: str, binarisation: str, data_seed: int, subset: int) -> DataSet:
+    data = load_digits(binarisation="none" if model == "factor_analysis" else binarisation, seed=data_seed)
+    keep = subset or None
+    scale = np.float32(16 if model == "factor_analysis" else 1)
+    return data._replace(train=data.train[:keep] / scale, test=data.test[:keep] / scale)
+
+
+def images(study: Study) -> DataSet:
+    """Return the data of a study: binary for the deep model, intensities in [0, 1] for factor analysis."""
+    return _images(study.model, study.binarisation, study.data_seed, study.subset)
+
+
+def all_images(study: Study) -> np.ndarray:
+    """Return training and held-out data of a study, in this order."""
+    return np.concatenate([images(study).train, images(study).test])
+
+
+def data_hash(study: Study) -> str:
+    """Return the sha256 of the data of a study, part of the hash of its cells."""
+    return images(dataclasses.replace(study, model="vae")).sha256
+
+
+def purpose_key(purpose: str, number: int = 0) -> jax.Array:
+    """Return the key of one purpose, the same in every cell."""
+    purposes = ("decoder weights", "encoder of the vae", "vae training", "factor analysis", "local", "evidence")
+    purposes += ("encoder weights", "encoder training", "evaluation")
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), purposes.index(purpose)), number)
+
+
+def untrained_decoder(study: Study, *, seed: int) -> Any:
+    """Return the deep model with initial weights."""
+    return ag.models.deep_latent_gaussian(
+        purpose_key("decoder weights", seed),
+        latent_dim=study.latent_dim,
+        data_dim=images(study).train.shape[1],
+        width=study.decoder_width,
+        depth=2,
+    )
+
+
+def train_decoder(study: Study, family: Any, *, seed: int, mlp: Study) -> ag.AmortizedFit:
+    """Train a VAE with the encoder of `mlp`; the held-out images choose the step at which the decoder is kept."""
+    data = images(study)
+    features = data.train.shape[1]
+    model = untrained_decoder(study, seed=seed)
+    key = purpose_key("encoder of the vae", seed)
+    return ag.train_vae(
+        purpose_key("vae training", seed),
+        data.train,
+        model=model,
+        family=family,
+        encoder=ag.encoders.mlp(key, features, family, width=mlp.width, depth=mlp.depth),
+        validation=data.test,
+        num_steps=study.decoder_steps,
+        num_evaluations=min(20, study.decoder_steps),
+    )
+
+
+def make_model(study: Study) -> Any:
+    """Return the frozen model of a study: factor analysis by maximum likelihood, or the decoder of a trained VAE."""
+    if study.model == "factor_analysis":
+        data = images(study)
+        return ag.models.fit_factor_analysis(
+            purpose_key("factor analysis"), data.train, latent_dim=study.latent_dim, num_steps=300
+        ).model
+    family = make_family("mean_field", study.latent_dim)
+    return train_decoder(study, family, seed=0, mlp=dataclasses.replace(study, width=128, depth=2)).model
+
+
+def fit_references(study: Study, model: Any, family: str) -> ag.LocalFit:
+    """Return the local optimum of every datum, training data first."""
+    xs = all_images(study)
+    options: dict[str, Any] = {}
+    if study.model == "factor_analysis":
+        # On a quadratic log joint a Newton step is exact, and the ladder needs local optima far better than its gaps.
+        options = {"method": "newton", "warmup_steps": 0, "num_steps": 6, "max_reruns": 0, "tolerance": 1e-4}
+    return ag.fit_local(
+        purpose_key("local"),
+        xs,
+        model=model,
+        family=make_family(family, study.latent_dim),
+        chunk_size=-(-len(xs) // 3),
+        **options,
+    )
+
+
+def estimate_evidence(study: Study, model: Any, proposal: ag.LocalFit | None) -> Any:
+    """Return log p(x) of every datum: exact, or by importance sampling from full rank local optima."""
+    family = make_family("full_rank", study.latent_dim)
+    phis = None if proposal is None else proposal.phi
+    samples = study.evidence_samples
+    return ag.evidence_of_data(
+        purpose_key("evidence"), all_images(study), model=model, family=family, phis=phis, num_samples=samples
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What all encoders of one model and family are compared with; training data first, then held-out ones."""
+
+    local: ag.LocalFit
+    evidence: Any
+
+
+class References:
+    """Makes models, local optima and log p(x) once, keeps them, and shares those of the deep model through files.
+
+    Args:
+      folder: where processes share what they made, in the folder of the results; None, or where those results are on
+        another machine, for every process on its own. What is made is deterministic: sharing only saves time.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._kept: dict[str, Any] = {}
+
+    def model(self, study: Study) -> Any:
+        """Return the frozen model of a study."""
+
+        def restore(leaves: dict[str, jax.Array], _: dict[str, str]) -> Any:
+            structure = jax.tree.structure(untrained_decoder(study, seed=0))
+            return jax.tree.unflatten(structure, [leaves[str(i)] for i in range(len(leaves))])
+
+        def take_apart(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
+            return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(model))}, {}
+
+        return self._once(study, "model", lambda: make_model(study), take_apart, restore)
+
+    def local(self, study: Study, family: str) -> ag.LocalFit:
+        """Return the local optima of a study in this family."""
+
+        def restore(arrays: dict[str, jax.Array], _: dict[str, str]) -> ag.LocalFit:
+            return ag.LocalFit(**arrays)
+
+        return self._once(
+            study, f"local_{family}", lambda: fit_references(study, self.model(study), family), _fields_of, restore
+        )
+
+    def evidence(self, study: Study) -> ag.evidence.Evidence:
+        """Return log p(x) of a study's data, a property of the model: the better proposal serves both families."""
+
+        def make() -> ag.evidence.Evidence:
+            proposal = None if study.model == "factor_analysis" else self.local(study, "full_rank")
+            return estimate_evidence(study, self.model(study), proposal)
+
+        def restore(arrays: dict[str, jax.Array], words: dict[str, str]) -> ag.evidence.Evidence:
+            return ag.evidence.Evidence(**arrays, method=words["method"], bias=words["bias"])
+
+        return self._once(study, "evidence", make, _fields_of, restore)
+
+    def of(self, study: Study) -> Reference:
+        """Return what the encoders of this study's family are compared with."""
+        return Reference(self.local(study, study.family), self.evidence(study))
+
+    def _once(self, study: Study, what: str, make: Any, take_apart: Any, restore: Any) -> Any:
+        shared = dataclasses.replace(study, family="mean_field", width=0, depth=1, seed=0)
+        name = f"{what}_{hashlib.sha256(repr(shared).encode()).hexdigest()[:16]}"
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._kept:
+                if self.folder is not None and self.folder.parent.is_dir() and study.model == "vae":
+                    self.folder.mkdir(exist_ok=True)
+                    self._kept[name] = _through(self.folder / f"{name}.safetensors", make, take_apart, restore)
+                else:
+                    self._kept[name] = make()
+            return self._kept[name]
+
+
+def _fields_of(record: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    words = {name: value for name, value in values.items() if isinstance(value, str)}
+    return {name: value for name, value in values.items() if name not in words}, words
+
+
+def _through(file: Path, make: Callable[[], Any], take_apart: Any, restore: Any) -> Any:
+    """Return what another process has written, or make it and write it; others wait meanwhile."""
+    with _held(file.with_suffix(".lock")):
+        if not file.exists():
+            made = make()
+            arrays, words = take_apart(made)
+            plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+            write_atomic(file, save(plain, metadata=words))
+            return made
+        with safe_open(file, framework="np") as opened:
+            arrays = {name: jax.numpy.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+            return restore(arrays, opened.metadata() or {})
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    # The kernel lets go of this lock when its process ends, however it ends.
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,119 @@
+"""Every remedy for the inference gap on one frozen decoder: nats removed against what they cost.
+
+    python experiments/remedies.py                        # preset digits
+    python experiments/remedies.py --preset smoke         # a minute or two, for a first look and for the tests
+    python experiments/remedies.py --study.data mnist     # a 28 x 28 decoder, where the package has a loader
+
+A VAE is trained on binarised digits and its decoder frozen. The baseline is a mean field encoder with one hidden layer
+of 32 units. Every remedy changes one thing (a richer family, another encoder, another objective, steps at test time)
+and may spend the same number of decoder evaluations on training. The table holds for each the inference gap, the nats
+it removes from the baseline's (on the same images and draws), the split into approximation and amortization gap on
+training and held-out images, and its cost: parameters, training evaluations, evaluations per datum at test time.
+
+Writes OUT/table.csv, OUT/table.json (config, command, versions, machine, time) and OUT/remedies.{pdf,png}. Run again
+with the same OUT to resume; finished cells are not computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+from amortgap.runtime import prepare_compiler
+
+prepare_compiler(one_core=True)
+
+import remedies_cells
+from remedies_figure import draw
+from remedies_methods import REMEDIES
+from remedies_study import SCHEMA, Study
+
+from amortgap.sweep import make_cells, read_csv
+from amortgap.sweep.config import parse_args
+from amortgap.sweep.script import Flat, SweepOptions, run_sweep
+from amortgap.sweep.sidecar import write_sidecar
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the comparison; every field of the study can be overridden."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    remedies: tuple[str, ...] = tuple(REMEDIES)
+    """Remedies to compare; the baseline is always among them."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the encoders."""
+    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=Path("results/remedies"), threads=2))
+
+
+PRESETS = {
+    "digits": Args(),
+    "smoke": Args(
+        study=Study(
+            latent_dim=2,
+            decoder_width=8,
+            decoder_steps=60,
+            training_evaluations=4000,
+            batch_size=20,
+            width=4,
+            num_train=12,
+            num_test=10,
+            num_samples=20,
+            evidence_samples=50,
+            local_steps=10,
+            subset=100,
+        ),
+        remedies=("baseline", "wide", "refine", "local VI"),
+    ),
+}
+
+
+def configurations(args: Args) -> list[Study]:
+    """Return the studies of all cells.
+
+    Raises:
+      ValueError: an unknown remedy.
+    """
+    if unknown := sorted(set(args.remedies) - set(REMEDIES)):
+        raise ValueError(f"remedies must be among {', '.join(REMEDIES)}, got {', '.join(unknown)}")
+    names = [name for name in REMEDIES if name in args.remedies or name == "baseline"]
+    return [
+        dataclasses.replace(args.study, remedy=name, steps=steps, seed=seed)
+        for seed in args.seeds
+        for name in names
+        for steps in REMEDIES[name].steps
+    ]
+
+
+def main() -> int:
+    """Run the comparison, write table, sidecar and figure, and return the exit status."""
+    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    began = time.perf_counter()
+    try:
+        cells = make_cells(
+            configurations(args), schema_version=SCHEMA.version, data_sha256=remedies_cells.data_hash(args.study)
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    summary = run_sweep(cells, remedies_cells.Compute(), args.sweep, schema=SCHEMA, group_by=remedies_cells.group)
+    if args.sweep.dry_run or summary.exit_status == 130:
+        return summary.exit_status
+    out = args.sweep.out
+    table = out / "table.csv"
+    written = draw(read_csv(table, SCHEMA), out)
+    if summary.computed or not (out / "table.json").exists():
+        seconds = round(time.perf_counter() - began, 1)
+        counts = dataclasses.asdict(summary)
+        write_sidecar(
+            out / "table.json", config=args, files=[table, *written], schema=SCHEMA, seconds=seconds, cells=counts
+        )
+    print(f"table:  {table}")
+    print(f"figure: {', '.join(map(str, written))}")
+    return summary.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
