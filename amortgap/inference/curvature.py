@@ -172,6 +172,7 @@ def newton(
     *,
     num_steps: Any,
     num_sweeps: int,
+    settle: Any = None,
     pairs_at_once: int = 1,
 ) -> tuple[tuple[Float[Array, " d"], Array], tuple[Float[Array, " d"], Array]]:
     """Return mean and covariance root half way and after `num_steps` Newton steps on the ELBO.
@@ -185,9 +186,11 @@ def newton(
       log_joint, mean, root, pairs_at_once: as in `look_around`; the kind of `root` selects the family.
       num_steps: number of steps, which may be traced.
       num_sweeps: sweeps before every step, `2 d` gradients each.
+      settle: steps before averaging begins, a third by default. If -w, the given covariance counts as w earlier sweeps,
+        which is what a rough posterior needs, where a single sweep may show no positive curvature at all.
     """
     diagonal = root.ndim == 1
-    settle = jnp.maximum(num_steps // 3, 2)
+    settle = jnp.maximum(num_steps // 3, 2) if settle is None else settle
     half = (num_steps + 1) // 2
 
     def share(accepted: Array) -> Array:

@@ -25,6 +25,14 @@ _NEWTON_GRADIENTS = 250
 # Of the nats gained between two horizons, the share that may still be missing: the error falls about as one over the
 # number of steps, and the second part has at least as many as the first.
 _HORIZON_SHARE = 0.5
+# How many times more draws judge a rerun: of a rough posterior, the few that suffice elsewhere show no positive
+# curvature, and so no bound.
+RERUN_DRAWS = 8
+# From the second rerun on: Adam's steps and rate, how much longer Newton averages, and from what weight.
+_ROUGH_ADAM_STEPS = 1000
+_ROUGH_ADAM_RATE = 0.03
+_ROUGH_NEWTON = 4
+_ROUGH_PRIOR_SWEEPS = 4
 
 
 @jax.tree_util.register_dataclass
@@ -183,23 +191,36 @@ def first_fit(
 def fit_again(
     key: jax.Array, number: Any, x: Any, work: Work, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
 ) -> Work:
-    """Take up a fit that missed its tolerance: Newton steps for normal families, else Adam; longer every round."""
+    """Take up a fit that missed its tolerance: Newton steps for normal families, else Adam; longer every round.
+
+    From the second round on, Adam goes before Newton and all sweeps are averaged: the curvature that misled the first
+    round is that of a rough posterior (a decoder of rectifiers, say), whose single sweeps show little but noise.
+    """
     key_run, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
     # The count is traced: one compilation serves all rounds.
     method = "adam" if settings.method == "adam" else "newton"
     steps = (settings.num_steps if method == "adam" else _newton_steps(family)) * 2 ** jnp.asarray(number)
     fit = work.fit
     if method == "adam":
-        judged = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps)
+        judged, extra = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps), 0
     else:
-        counts = (_choice_pairs(settings), pairs_per_datum(family, settings.num_samples))
+        rough = jnp.asarray(number) > 0
+        steps = steps * jnp.where(rough, _ROUGH_NEWTON, 1)
+        counts = (_choice_pairs(settings), pairs_per_datum(family, RERUN_DRAWS * settings.num_samples))
         noise = normal_noise(key_judge, (sum(counts), family.latent_dim), fit.phi.dtype)
         choice, sweeps = jnp.split(noise, [counts[0]])
-        mean, root = _mean_and_root(family, fit.phi)
-        runs = [(mean, root), *_newton(key_run, x, mean, root, model, family, steps, pairs_at_once)]
+        key_newton, key_adam = jax.random.split(key_run)
+        adam_steps = jnp.where(rough, _ROUGH_ADAM_STEPS * jnp.asarray(number), 0)
+        settle = jnp.where(rough, -_ROUGH_PRIOR_SWEEPS, jnp.maximum(steps // 3, 2))
+        objective = _objective(x, model, family)
+        climbed = _adam(key_adam, objective, fit.phi, num_steps=adam_steps, rate=_ROUGH_ADAM_RATE)
+        before, (mean, root) = _mean_and_root(family, fit.phi), _mean_and_root(family, climbed)
+        ends = _newton(key_newton, x, mean, root, model, family, steps, pairs_at_once, settle=settle)
+        runs = [before, (mean, root), *ends]
         judged = _judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
-    gradients = fit.num_gradients + steps * _gradients_per_step(family, method)
-    return Work(_fit(judged, fit.num_steps + steps, gradients, settings), work.start)
+        extra = adam_steps
+    gradients = fit.num_gradients + steps * _gradients_per_step(family, method) + 2 * extra
+    return Work(_fit(judged, fit.num_steps + steps + extra, gradients, settings), work.start)
 
 
 def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings) -> LocalFit:
@@ -269,7 +290,16 @@ def _pack(family: Any, mean: Array, root: Array) -> Array:
 
 
 def _newton(
-    key: jax.Array, x: Any, mean: Array, root: Array, model: Any, family: Any, num_steps: Any, pairs_at_once: int
+    key: jax.Array,
+    x: Any,
+    mean: Array,
+    root: Array,
+    model: Any,
+    family: Any,
+    num_steps: Any,
+    pairs_at_once: int,
+    *,
+    settle: Any = None,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     return newton(
         key,
@@ -278,6 +308,7 @@ def _newton(
         root,
         num_steps=num_steps,
         num_sweeps=_sweeps_per_step(family.latent_dim),
+        settle=settle,
         pairs_at_once=pairs_at_once,
     )
 
