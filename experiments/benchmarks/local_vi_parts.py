@@ -86,12 +86,12 @@ def rates(study: Study, workload: Workload) -> list[Row]:
     return rows
 
 
-def sharded(study: Study, _: Workload) -> list[Row]:
+def sharded(study: Study, cores: list[int]) -> list[Row]:
     """The same rates with data sharded over one device a core, in a process of its own, which sets their number."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    flags = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
+    number = len(cores) or os.cpu_count() or 1
+    flags = f"--xla_force_host_platform_device_count={number} --xla_cpu_multi_thread_eigen=false"
     command = [sys.executable, str(Path(__file__).with_name("local_vi_sharded.py"))]
-    command += [str(n) for n in (study.points, study.rate_steps, study.turns, study.latent_dim, study.width)]
+    command += [str(n) for n in (study.points, study.rate_steps, study.turns, study.latent_dim, study.width, *cores)]
     environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
@@ -346,7 +346,6 @@ def gpu(study: Study, workload: Workload) -> list[Row]:
 PARTS: dict[str, Callable[[Study, Workload], list[Row]]] = {
     "start-up": start_up,
     "rate": rates,
-    "sharded": sharded,
     "tolerance": to_tolerance,
     "published": published,
     "encoder-sweep": encoder_sweep,
