@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from amortgap._checks import check_choice, check_count, check_positive
 from amortgap.families import FullRankNormal, MeanFieldNormal
-from amortgap.inference.certificate import Certificate, certify
-from amortgap.inference.curvature import divisor_up_to, log_det, look_around, newton, normal_noise
+from amortgap.inference.certificate import Certificate
+from amortgap.inference.curvature import newton, normal_noise
+from amortgap.inference.judging import Judged, choose, judge, mean_and_root, verdict
 from amortgap.inference.natural_gradient import ascend
 from amortgap.inference.schedules import cosine
 from amortgap.objectives import elbo, elbo_draws
@@ -82,16 +82,6 @@ class Work(NamedTuple):
 
     fit: LocalFit
     start: Float[Array, "*data size"]
-
-
-class _Judged(NamedTuple):
-    phi: Array
-    value: Array
-    standard_error: Array
-    start_value: Array
-    horizon_gain: Array
-    horizon_error: Array
-    certificate: Certificate
 
 
 def settings_for(
@@ -167,7 +157,7 @@ def first_fit(
             key, key_newton = jax.random.split(key)
         noise = normal_noise(key, (sum(counts), family.latent_dim), start.dtype)
         climb, choice, sweeps = jnp.split(noise, [counts[0], counts[0] + counts[1]])
-        mean, root = _mean_and_root(family, start)
+        mean, root = mean_and_root(family, start)
         scale = root if root.ndim == 1 else jnp.sqrt(jnp.sum(root**2, axis=1))
         runs = []
         if steps:
@@ -183,7 +173,7 @@ def first_fit(
                 )
             ends = _newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)
             runs = [(mean, root), *ends] if steps else [*ends]
-        judged = _judge(choice, sweeps, x, start, runs, model, family, pairs_at_once)
+        judged = judge(choice, sweeps, x, start, runs, model, family, pairs_at_once)
     gradients = 2 * settings.warmup_steps + settings.num_steps * _gradients_per_step(family, settings.method)
     return Work(_fit(judged, settings.warmup_steps + settings.num_steps, gradients, settings), start)
 
@@ -214,10 +204,10 @@ def fit_again(
         settle = jnp.where(rough, -_ROUGH_PRIOR_SWEEPS, jnp.maximum(steps // 3, 2))
         objective = _objective(x, model, family)
         climbed = _adam(key_adam, objective, fit.phi, num_steps=adam_steps, rate=_ROUGH_ADAM_RATE)
-        before, (mean, root) = _mean_and_root(family, fit.phi), _mean_and_root(family, climbed)
+        before, (mean, root) = mean_and_root(family, fit.phi), mean_and_root(family, climbed)
         ends = _newton(key_newton, x, mean, root, model, family, steps, pairs_at_once, settle=settle)
         runs = [before, (mean, root), *ends]
-        judged = _judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
+        judged = judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
         extra = adam_steps
     gradients = fit.num_gradients + steps * _gradients_per_step(family, method) + 2 * extra
     return Work(_fit(judged, fit.num_steps + steps + extra, gradients, settings), work.start)
@@ -247,7 +237,7 @@ def _gradients_per_step(family: Any, method: str) -> int:
     return 2 * _sweeps_per_step(family.latent_dim) * family.latent_dim if method == "newton" else 2
 
 
-def _fit(judged: _Judged, num_steps: Any, num_gradients: Any, settings: Settings) -> LocalFit:
+def _fit(judged: Judged, num_steps: Any, num_gradients: Any, settings: Settings) -> LocalFit:
     short = judged.certificate.nats
     drift = _HORIZON_SHARE * judged.horizon_gain - 2 * judged.horizon_error
     return LocalFit(
@@ -271,22 +261,6 @@ def _objective(x: Any, model: Any, family: Any) -> Any:
         return elbo(draw_key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
 
     return objective
-
-
-def _mean_and_root(family: Any, phi: Array) -> tuple[Array, Array]:
-    """Return the mean and the root of the covariance: scales in mean field, lower triangular in full rank."""
-    mean, scale_tril = family.moments(phi)
-    return mean, jnp.diag(scale_tril) if isinstance(family, MeanFieldNormal) else scale_tril
-
-
-def _pack(family: Any, mean: Array, root: Array) -> Array:
-    if isinstance(family, MeanFieldNormal):
-        return family.from_moments(mean, jnp.diag(root))
-    if root.ndim == 1:
-        return family.from_moments(mean, jnp.diag(root))
-    # The triangular root of the same covariance, with a positive diagonal.
-    lower = jnp.linalg.qr(root.T, mode="r").T
-    return family.from_moments(mean, lower * jnp.sign(jnp.diag(lower))[None, :])
 
 
 def _newton(
@@ -327,69 +301,10 @@ def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: f
     return jax.lax.fori_loop(0, num_steps, step, (phi, optimiser.init(phi)))[0]
 
 
-class _Choice(NamedTuple):
-    """The stage of a run to be kept, as an index, and what it gained, in nats.
-
-    Attributes:
-      index: into start, warm-up or previous fit (if there was one), first horizon, end.
-      gain: of the kept one over the first horizon, with its standard error.
-      over_start: of the kept one over the start; never negative unless all are NaN.
-    """
-
-    index: Array
-    gain: Array
-    gain_error: Array
-    over_start: Array
-
-
-def _choose(values: Float[Array, "stages draws"]) -> _Choice:
-    averages = jnp.mean(values, axis=1)
-
-    def error(difference: Array) -> Array:
-        return jnp.std(difference, axis=-1, ddof=min(1, values.shape[1] - 1)) / jnp.sqrt(float(values.shape[1]))
-
-    # The end stands unless an earlier stage is better beyond chance; the start wins every tie, NaN included.
-    clear = jnp.isfinite(averages) & ~(averages - averages[-1] <= 2 * error(values - values[-1][None, :]))
-    index = jnp.where(clear.any(), jnp.argmax(jnp.where(clear, averages, -jnp.inf)), averages.size - 1)
-    index = jnp.where(averages[index] > averages[0], index, 0)
-    gain, over_start = averages[index] - averages[-2], averages[index] - averages[0]
-    return _Choice(index, gain, error(values[index] - values[-2]), over_start)
-
-
-def _judge(
-    choice_noise: Float[Array, "draws d"],
-    sweep_noise: Float[Array, "pairs d"],
-    x: Any,
-    start: Array,
-    runs: Any,
-    model: Any,
-    family: Any,
-    pairs_at_once: int,
-) -> _Judged:
-    """Keep the best stage of a run of a normal family on common draws; judge it and what it misses on others."""
-    phis = jnp.stack([start, *[_pack(family, *run) for run in runs]])
-
-    def values(phi: Array) -> Array:
-        def pair(noise: Array) -> Array:
-            points = jax.vmap(lambda e: family.transform(e, phi))(jnp.stack([noise, -noise]))
-            return jnp.mean(jax.vmap(lambda z: model.log_joint(z, x) - family.log_prob(z, phi))(points))
-
-        return jax.lax.map(pair, choice_noise, batch_size=divisor_up_to(choice_noise.shape[0], pairs_at_once))
-
-    choice = _choose(jax.lax.map(values, phis))
-    phi = phis[choice.index]
-    mean, root = _mean_and_root(family, phi)
-    sweep = look_around(sweep_noise, lambda z: model.log_joint(z, x), mean, root, pairs_at_once=pairs_at_once)
-    draws = sweep.values + (0.5 * family.latent_dim * math.log(2 * math.pi) + log_det(root))
-    draws = jnp.where(sweep.finite, draws, jnp.nan)
-    certificate = certify(sweep, mean_field=isinstance(family, MeanFieldNormal))
-    return _judged(phi, draws, choice, certificate)
-
-
 def _adam_and_judge(
     key: jax.Array, x: Any, start: Array, phi: Array, model: Any, family: Any, settings: Settings, num_steps: Any
-) -> _Judged:
-    """Run Adam to two horizons, then judge the stages as `_judge` does; what the second gained stands for the rest."""
+) -> Judged:
+    """Run Adam to two horizons, then judge the stages as `judge` does; what the second gained stands for the rest."""
     key_first, key_second, key_choice, key_value = jax.random.split(key, 4)
     objective, half = _objective(x, model, family), jnp.maximum(num_steps // 2, 1)
     middle = phi
@@ -403,19 +318,6 @@ def _adam_and_judge(
         antithetic, number = hasattr(family, "transform"), settings.num_samples
         return elbo_draws(draw_key, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic)
 
-    choice = _choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
+    choice = choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
     certificate = Certificate(jnp.where(jnp.isfinite(choice.gain), choice.gain, jnp.inf), choice.gain_error)
-    return _judged(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)
-
-
-def _judged(phi: Array, draws: Array, choice: _Choice, certificate: Certificate) -> _Judged:
-    value = jnp.mean(draws)
-    return _Judged(
-        phi=phi,
-        value=value,
-        standard_error=jnp.std(draws, ddof=min(1, draws.size - 1)) / jnp.sqrt(float(draws.size)),
-        start_value=value - choice.over_start,
-        horizon_gain=choice.gain,
-        horizon_error=choice.gain_error,
-        certificate=certificate,
-    )
+    return verdict(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)
