@@ -153,7 +153,7 @@ def cubature_elbo(phi: Float[Array, " size"], x: Any, *, model: Any, family: Any
 
     Source: Arasaratnam and Haykin, "Cubature Kalman filters" (2009), section III.
     """
-    check_sizes(model, family)
+    _check_fixed_nodes(phi, model, family)
     points = jnp.sqrt(float(family.noise_dim)) * jnp.eye(family.noise_dim, dtype=phi.dtype)
     weights = jnp.full(2 * family.noise_dim, 0.5 / family.noise_dim, phi.dtype)
     return _weighted_elbo(phi, x, jnp.concatenate([points, -points]), weights, model, family)
@@ -179,7 +179,7 @@ def quadrature_elbo(
 
     Source: Liu and Pierce, "A note on Gauss-Hermite quadrature" (1994).
     """
-    check_sizes(model, family)
+    _check_fixed_nodes(phi, model, family)
     points, weights = gauss_hermite(num_nodes, family.noise_dim)
     return _weighted_elbo(phi, x, jnp.asarray(points, phi.dtype), jnp.asarray(weights, phi.dtype), model, family)
 
@@ -201,11 +201,15 @@ def gauss_hermite(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.array(list(itertools.product(weights / weights.sum(), repeat=dim))).prod(axis=1)
 
 
-def _weighted_elbo(phi: Array, x: Any, points: Array, weights: Array, model: Any, family: Any) -> Array:
-    if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+def _check_fixed_nodes(phi: Array, model: Any, family: Any) -> None:
+    check_sizes(model, family)
     if not (hasattr(family, "transform") and hasattr(family, "entropy")):
         raise ValueError(f"fixed nodes need family.transform and family.entropy, {type(family).__name__} lacks one")
+    if jnp.shape(phi) != (family.size,):
+        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+
+
+def _weighted_elbo(phi: Array, x: Any, points: Array, weights: Array, model: Any, family: Any) -> Array:
     x = check_datum(x, model)
     values = jax.vmap(lambda noise: model.log_joint(family.transform(noise, phi), x))(points)
     return jnp.sum(weights * values) + family.entropy(phi)
