@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from amortgap import data, diagnostics, encoders, evidence, families, gaps, inference, models, objectives, weights
     from amortgap.aggregate import aggregate_posterior
     from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
+    from amortgap.expectations import Expectation
     from amortgap.gaps import Gaps
     from amortgap.inference import (
         AmortizedFit,
         EncoderFit,
+        GlobalLocalFit,
         LocalFit,
         amortized_vi,
         buffered_bound,
         fit_local,
+        global_local_vi,
         iterative_amortized_vi,
         local_vi,
         local_vi_from_starts,
@@ -37,14 +40,20 @@ if TYPE_CHECKING:
         train_encoder,
         train_vae,
         train_vae_aggressively,
+        whole_elbo,
     )
     from amortgap.measure import compare_encoders, evaluate_bounds, inference_gaps
-    from amortgap.objectives import cubature_elbo, elbo, iw_bound
+    from amortgap.objectives import cubature_elbo, elbo, iw_bound, quadrature_elbo
 
 _HOMES = {
     "cubature_elbo": "objectives",
     "elbo": "objectives",
     "iw_bound": "objectives",
+    "quadrature_elbo": "objectives",
+    "Expectation": "expectations",
+    "global_local_vi": "inference",
+    "whole_elbo": "inference",
+    "GlobalLocalFit": "inference",
     "local_vi": "inference",
     "fit_local": "inference",
     "amortized_vi": "inference",
@@ -86,7 +95,9 @@ _MODULES = (
 __all__ = [
     "AmortizedFit",
     "EncoderFit",
+    "Expectation",
     "Gaps",
+    "GlobalLocalFit",
     "LocalFit",
     "aggregate_posterior",
     "amortized_vi",
@@ -104,6 +115,7 @@ __all__ = [
     "families",
     "fit_local",
     "gaps",
+    "global_local_vi",
     "inference",
     "inference_gaps",
     "iterative_amortized_vi",
@@ -113,6 +125,7 @@ __all__ = [
     "log_evidence",
     "models",
     "objectives",
+    "quadrature_elbo",
     "recursive_mixture",
     "refine",
     "semi_amortized_vi",
@@ -120,6 +133,7 @@ __all__ = [
     "train_vae",
     "train_vae_aggressively",
     "weights",
+    "whole_elbo",
 ]
 
 

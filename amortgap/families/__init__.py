@@ -1,5 +1,6 @@
 """Variational families `q(z; phi)`: a size and a fused sample-and-log-prob from one unconstrained vector."""
 
+from amortgap.families.branch import Branch
 from amortgap.families.categorical import Categorical
 from amortgap.families.constrained import ConstrainedNormal
 from amortgap.families.flows import AutoregressiveFlow, AuxiliaryFlow, CouplingFlow, FlowHead
@@ -9,6 +10,7 @@ from amortgap.families.normal import FullRankNormal, LowRankNormal, MeanFieldNor
 __all__ = [
     "AutoregressiveFlow",
     "AuxiliaryFlow",
+    "Branch",
     "Categorical",
     "ConstrainedNormal",
     "CouplingFlow",

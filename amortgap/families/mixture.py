@@ -78,6 +78,14 @@ class MixtureOfNormals:
         log_scales = jnp.full(shape, 0.5 * math.log1p(-(spread**2)))
         return self.pack(jnp.zeros(self.num_components), jnp.asarray(means), log_scales)
 
+    def random_start(self, key: jax.Array, spread: float) -> Float[Array, " size"]:
+        """Return components of equal weight and unit scales around means drawn from `N(0, spread^2 I)`.
+
+        Means alone are drawn: a component that starts with almost no weight gets almost no gradient either.
+        """
+        shape = (self.num_components, self.latent_dim)
+        return self.pack(jnp.zeros(self.num_components), spread * jax.random.normal(key, shape), jnp.zeros(shape))
+
     def log_prob(self, z: Float[Array, " d"], phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return `log q(z; phi)` in nats."""
         log_weights, means, log_scales = self.unpack(phi)

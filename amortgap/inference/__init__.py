@@ -11,30 +11,45 @@ from amortgap.inference.encoder_objectives import (
     sleep_objective,
 )
 from amortgap.inference.encoder_training import EncoderFit, EncoderTrace, train_encoder, train_vae_aggressively
+from amortgap.inference.factorized import FactorizedOptimum, LocalOptima, factorized_optimum, local_optima
+from amortgap.inference.factors import LocalFactors, amortized_factors, constant_factors, free_factors
+from amortgap.inference.global_local import GlobalLocalFit, GlobalLocalTrace, global_local_vi
 from amortgap.inference.iterative import IterativeEncoder, iterative_amortized_vi, iterative_encoder
 from amortgap.inference.local import LocalFit, fit_local, local_vi
 from amortgap.inference.recursive_mixture import MixtureEncoder, recursive_mixture
 from amortgap.inference.refine import Refinement, local_vi_from_starts, refine
 from amortgap.inference.semi_amortized import semi_amortized_vi
+from amortgap.inference.whole import whole_elbo
 
 __all__ = [
     "AmortizedFit",
     "EncoderFit",
     "EncoderTrace",
+    "FactorizedOptimum",
+    "GlobalLocalFit",
+    "GlobalLocalTrace",
     "IterativeEncoder",
+    "LocalFactors",
     "LocalFit",
+    "LocalOptima",
     "MixtureEncoder",
     "Refinement",
     "Trace",
     "WeightNormEncoder",
+    "amortized_factors",
     "amortized_vi",
     "buffered_bound",
+    "constant_factors",
     "denoising_objective",
     "elbo_objective",
+    "factorized_optimum",
     "fit_local",
+    "free_factors",
+    "global_local_vi",
     "iterative_amortized_vi",
     "iterative_encoder",
     "iwae_objective",
+    "local_optima",
     "local_vi",
     "local_vi_from_starts",
     "recursive_mixture",
@@ -45,4 +60,5 @@ __all__ = [
     "train_encoder",
     "train_vae",
     "train_vae_aggressively",
+    "whole_elbo",
 ]

@@ -44,6 +44,11 @@ def normal_noise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
+def divisor_up_to(count: int, most: int) -> int:
+    """Return the largest divisor of `count` up to `most`; in a mapped loop a remainder would be compiled once more."""
+    return max(n for n in range(1, min(most, count) + 1) if count % n == 0)
+
+
 def _orthogonalise(normals: Float[Array, "pairs d"]) -> Float[Array, "pairs d"]:
     """Return the normal vectors made orthogonal in groups of d; each is a standard normal draw as before."""
     d = normals.shape[1]
@@ -81,8 +86,7 @@ def look_around(
         value = jnp.mean(values) + 0.5 * jnp.sum(noise**2)
         return value, 0.5 * (whitened[0] + whitened[1]), 0.5 * (whitened[0] - whitened[1])
 
-    # A remainder would be compiled a second time.
-    together = max(n for n in range(1, min(pairs_at_once, noises.shape[0]) + 1) if noises.shape[0] % n == 0)
+    together = divisor_up_to(noises.shape[0], pairs_at_once)
     values, slopes, differences = jax.lax.map(pair, noises, batch_size=together)
     finite = jnp.isfinite(values) & jnp.all(jnp.isfinite(slopes), axis=1) & jnp.all(jnp.isfinite(differences), axis=1)
     row = finite[:, None]
@@ -168,6 +172,7 @@ def newton(
     *,
     num_steps: Any,
     num_sweeps: int,
+    settle: Any = None,
     pairs_at_once: int = 1,
 ) -> tuple[tuple[Float[Array, " d"], Array], tuple[Float[Array, " d"], Array]]:
     """Return mean and covariance root half way and after `num_steps` Newton steps on the ELBO.
@@ -181,9 +186,11 @@ def newton(
       log_joint, mean, root, pairs_at_once: as in `look_around`; the kind of `root` selects the family.
       num_steps: number of steps, which may be traced.
       num_sweeps: sweeps before every step, `2 d` gradients each.
+      settle: steps before averaging begins, a third by default. If -w, the given covariance counts as w earlier sweeps,
+        which is what a rough posterior needs, where a single sweep may show no positive curvature at all.
     """
     diagonal = root.ndim == 1
-    settle = jnp.maximum(num_steps // 3, 2)
+    settle = jnp.maximum(num_steps // 3, 2) if settle is None else settle
     half = (num_steps + 1) // 2
 
     def share(accepted: Array) -> Array:

@@ -25,6 +25,7 @@ from amortgap._chunks import map_data
 from amortgap._progress import progress_bar
 from amortgap.inference.layout import HostTable, Layout, chosen_devices, on_host, take
 from amortgap.inference.one_datum import (
+    RERUN_DRAWS,
     LocalFit,
     Settings,
     Work,
@@ -173,9 +174,11 @@ def fit_local(
     if init is not None and jnp.shape(init) != (n, family.size):
         raise ValueError(f"init must have shape [N, size] = {(n, family.size)}, got {jnp.shape(init)}")
     devices = chosen_devices(devices, here=False)
-    chunk_size = min(chunk_size, max(1, _ENTRIES // (pairs_per_datum(family, num_samples) * family.latent_dim)))
+    judged_again = _most_at_once(family, RERUN_DRAWS * num_samples)
+    rerun_size = min(chunk_size, _RERUN_SIZE, judged_again)
+    chunk_size = min(chunk_size, _most_at_once(family, num_samples))
     if not is_concrete((key, xs, init, model, encoder)):
-        return _traced(key, xs, init, model, family, encoder, settings, chunk_size)
+        return _traced(key, xs, init, model, family, encoder, settings, min(chunk_size, judged_again))
 
     layout = Layout(devices)
     shared = layout.everywhere((key, model, encoder))
@@ -190,7 +193,7 @@ def fit_local(
         table.write(rows[: n - first], part)
         converged[rows] = on_host(part.fit.converged)
 
-    size = layout.size(min(chunk_size, _RERUN_SIZE), n)
+    size = layout.size(rerun_size, n)
     together = _pairs_at_once(size, layout)
     for number in range(settings.max_reruns):
         late = np.flatnonzero(~converged)
@@ -202,6 +205,11 @@ def fit_local(
             table.write(rows[: late.size - first], part)
             converged[rows] = on_host(part.fit.converged)
     return table.whole().fit
+
+
+def _most_at_once(family: Any, num_samples: int) -> int:
+    """Return how many data may be judged on this many draws within the bounded memory."""
+    return max(1, _ENTRIES // (pairs_per_datum(family, num_samples) * family.latent_dim))
 
 
 def _pairs_at_once(size: int, layout: Layout) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from amortgap._checks import check_choice, check_count, check_positive
 from amortgap.families import FullRankNormal, MeanFieldNormal
-from amortgap.inference.certificate import Certificate, certify
-from amortgap.inference.curvature import log_det, look_around, newton, normal_noise
+from amortgap.inference.certificate import Certificate
+from amortgap.inference.curvature import newton, normal_noise
+from amortgap.inference.judging import Judged, choose, judge, mean_and_root, verdict
 from amortgap.inference.natural_gradient import ascend
 from amortgap.inference.schedules import cosine
 from amortgap.objectives import elbo, elbo_draws
@@ -25,6 +25,14 @@ _NEWTON_GRADIENTS = 250
 # Of the nats gained between two horizons, the share that may still be missing: the error falls about as one over the
 # number of steps, and the second part has at least as many as the first.
 _HORIZON_SHARE = 0.5
+# How many times more draws judge a rerun: of a rough posterior, the few that suffice elsewhere show no positive
+# curvature, and so no bound.
+RERUN_DRAWS = 8
+# From the second rerun on: Adam's steps and rate, how much longer Newton averages, and from what weight.
+_ROUGH_ADAM_STEPS = 1000
+_ROUGH_ADAM_RATE = 0.03
+_ROUGH_NEWTON = 4
+_ROUGH_PRIOR_SWEEPS = 4
 
 
 @jax.tree_util.register_dataclass
@@ -74,16 +82,6 @@ class Work(NamedTuple):
 
     fit: LocalFit
     start: Float[Array, "*data size"]
-
-
-class _Judged(NamedTuple):
-    phi: Array
-    value: Array
-    standard_error: Array
-    start_value: Array
-    horizon_gain: Array
-    horizon_error: Array
-    certificate: Certificate
 
 
 def settings_for(
@@ -143,8 +141,9 @@ def first_fit(
     start = family.standard()[None, :] if init is None else jnp.concatenate([family.standard()[None, :], init])
     if start.shape[0] > 1:
         key, key_start = jax.random.split(key)
-        objective = _objective(x, model, family)
-        values = jax.vmap(lambda phi: objective(key_start, phi, settings.num_samples))(start)
+        # Starts differ by many nats or by nothing that matters, so few draws do; one start at a time bounds the memory.
+        objective, number = _objective(x, model, family), settings.num_samples // 8 + settings.num_samples // 8 % 2 or 2
+        values = jax.lax.map(lambda phi: objective(key_start, phi, number), start)
         start = start[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))]
     else:
         start = start[0]
@@ -153,25 +152,28 @@ def first_fit(
     else:
         # All noise of the run in one call: random number generators are what takes long to compile.
         steps = settings.warmup_steps + (settings.num_steps if settings.method == "natural_gradient" else 0)
-        counts = (steps, settings.num_samples // 4 or 1, pairs_per_datum(family, settings.num_samples))
+        counts = (steps, _choice_pairs(settings), pairs_per_datum(family, settings.num_samples))
         if settings.method == "newton":
             key, key_newton = jax.random.split(key)
         noise = normal_noise(key, (sum(counts), family.latent_dim), start.dtype)
         climb, choice, sweeps = jnp.split(noise, [counts[0], counts[0] + counts[1]])
-        mean, root = _mean_and_root(family, start)
+        mean, root = mean_and_root(family, start)
         scale = root if root.ndim == 1 else jnp.sqrt(jnp.sum(root**2, axis=1))
-        runs = [(mean, root)] * 3
+        runs = []
         if steps:
             gradient = jax.grad(lambda z: -model.log_joint(z, x))
-            runs = list(ascend(climb, gradient, mean, scale, warmup_steps=settings.warmup_steps))
+            # Without a warm-up its end is the start, which is among the stages anyway.
+            stages = ascend(climb, gradient, mean, scale, warmup_steps=settings.warmup_steps)
+            runs = list(stages if settings.warmup_steps else stages[1:])
         if settings.method == "newton":
             if steps:
                 mean, root = (
                     runs[-1][0],
                     (runs[-1][1] if isinstance(family, MeanFieldNormal) else jnp.diag(runs[-1][1])),
                 )
-            runs = [(mean, root), *_newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)]
-        judged = _judge(choice, sweeps, x, start, runs, model, family, pairs_at_once)
+            ends = _newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)
+            runs = [(mean, root), *ends] if steps else [*ends]
+        judged = judge(choice, sweeps, x, start, runs, model, family, pairs_at_once)
     gradients = 2 * settings.warmup_steps + settings.num_steps * _gradients_per_step(family, settings.method)
     return Work(_fit(judged, settings.warmup_steps + settings.num_steps, gradients, settings), start)
 
@@ -179,23 +181,36 @@ def first_fit(
 def fit_again(
     key: jax.Array, number: Any, x: Any, work: Work, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
 ) -> Work:
-    """Take up a fit that missed its tolerance: Newton steps for normal families, else Adam; longer every round."""
+    """Take up a fit that missed its tolerance: Newton steps for normal families, else Adam; longer every round.
+
+    From the second round on, Adam goes before Newton and all sweeps are averaged: the curvature that misled the first
+    round is that of a rough posterior (a decoder of rectifiers, say), whose single sweeps show little but noise.
+    """
     key_run, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
     # The count is traced: one compilation serves all rounds.
     method = "adam" if settings.method == "adam" else "newton"
     steps = (settings.num_steps if method == "adam" else _newton_steps(family)) * 2 ** jnp.asarray(number)
     fit = work.fit
     if method == "adam":
-        judged = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps)
+        judged, extra = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps), 0
     else:
-        counts = (settings.num_samples // 4 or 1, pairs_per_datum(family, settings.num_samples))
+        rough = jnp.asarray(number) > 0
+        steps = steps * jnp.where(rough, _ROUGH_NEWTON, 1)
+        counts = (_choice_pairs(settings), pairs_per_datum(family, RERUN_DRAWS * settings.num_samples))
         noise = normal_noise(key_judge, (sum(counts), family.latent_dim), fit.phi.dtype)
         choice, sweeps = jnp.split(noise, [counts[0]])
-        mean, root = _mean_and_root(family, fit.phi)
-        runs = [(mean, root), *_newton(key_run, x, mean, root, model, family, steps, pairs_at_once)]
-        judged = _judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
-    gradients = fit.num_gradients + steps * _gradients_per_step(family, method)
-    return Work(_fit(judged, fit.num_steps + steps, gradients, settings), work.start)
+        key_newton, key_adam = jax.random.split(key_run)
+        adam_steps = jnp.where(rough, _ROUGH_ADAM_STEPS * jnp.asarray(number), 0)
+        settle = jnp.where(rough, -_ROUGH_PRIOR_SWEEPS, jnp.maximum(steps // 3, 2))
+        objective = _objective(x, model, family)
+        climbed = _adam(key_adam, objective, fit.phi, num_steps=adam_steps, rate=_ROUGH_ADAM_RATE)
+        before, (mean, root) = mean_and_root(family, fit.phi), mean_and_root(family, climbed)
+        ends = _newton(key_newton, x, mean, root, model, family, steps, pairs_at_once, settle=settle)
+        runs = [before, (mean, root), *ends]
+        judged = judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
+        extra = adam_steps
+    gradients = fit.num_gradients + steps * _gradients_per_step(family, method) + 2 * extra
+    return Work(_fit(judged, fit.num_steps + steps + extra, gradients, settings), work.start)
 
 
 def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings) -> LocalFit:
@@ -213,11 +228,16 @@ def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any,
     return jax.lax.while_loop(unfinished, again, (jnp.asarray(0), work))[1].fit
 
 
+def _choice_pairs(settings: Settings) -> int:
+    """Return the antithetic pairs on which the stages of a run are compared; common draws need not be many."""
+    return settings.num_samples // 8 or 1
+
+
 def _gradients_per_step(family: Any, method: str) -> int:
     return 2 * _sweeps_per_step(family.latent_dim) * family.latent_dim if method == "newton" else 2
 
 
-def _fit(judged: _Judged, num_steps: Any, num_gradients: Any, settings: Settings) -> LocalFit:
+def _fit(judged: Judged, num_steps: Any, num_gradients: Any, settings: Settings) -> LocalFit:
     short = judged.certificate.nats
     drift = _HORIZON_SHARE * judged.horizon_gain - 2 * judged.horizon_error
     return LocalFit(
@@ -243,24 +263,17 @@ def _objective(x: Any, model: Any, family: Any) -> Any:
     return objective
 
 
-def _mean_and_root(family: Any, phi: Array) -> tuple[Array, Array]:
-    """Return the mean and the root of the covariance: scales in mean field, lower triangular in full rank."""
-    mean, scale_tril = family.moments(phi)
-    return mean, jnp.diag(scale_tril) if isinstance(family, MeanFieldNormal) else scale_tril
-
-
-def _pack(family: Any, mean: Array, root: Array) -> Array:
-    if isinstance(family, MeanFieldNormal):
-        return family.from_moments(mean, jnp.diag(root))
-    if root.ndim == 1:
-        return family.from_moments(mean, jnp.diag(root))
-    # The triangular root of the same covariance, with a positive diagonal.
-    lower = jnp.linalg.qr(root.T, mode="r").T
-    return family.from_moments(mean, lower * jnp.sign(jnp.diag(lower))[None, :])
-
-
 def _newton(
-    key: jax.Array, x: Any, mean: Array, root: Array, model: Any, family: Any, num_steps: Any, pairs_at_once: int
+    key: jax.Array,
+    x: Any,
+    mean: Array,
+    root: Array,
+    model: Any,
+    family: Any,
+    num_steps: Any,
+    pairs_at_once: int,
+    *,
+    settle: Any = None,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     return newton(
         key,
@@ -269,6 +282,7 @@ def _newton(
         root,
         num_steps=num_steps,
         num_sweeps=_sweeps_per_step(family.latent_dim),
+        settle=settle,
         pairs_at_once=pairs_at_once,
     )
 
@@ -287,69 +301,10 @@ def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: f
     return jax.lax.fori_loop(0, num_steps, step, (phi, optimiser.init(phi)))[0]
 
 
-class _Choice(NamedTuple):
-    """The stage of a run to be kept, as an index, and what it gained, in nats.
-
-    Attributes:
-      index: into start, warm-up or previous fit, first horizon, end.
-      gain: of the kept one over the first horizon, with its standard error.
-      over_start: of the kept one over the start; never negative unless all are NaN.
-    """
-
-    index: Array
-    gain: Array
-    gain_error: Array
-    over_start: Array
-
-
-def _choose(values: Float[Array, "4 draws"]) -> _Choice:
-    averages = jnp.mean(values, axis=1)
-
-    def error(difference: Array) -> Array:
-        return jnp.std(difference, axis=-1, ddof=min(1, values.shape[1] - 1)) / jnp.sqrt(float(values.shape[1]))
-
-    # The end stands unless an earlier stage is better beyond chance; the start wins every tie, NaN included.
-    clear = jnp.isfinite(averages) & ~(averages - averages[3] <= 2 * error(values - values[3][None, :]))
-    index = jnp.where(clear.any(), jnp.argmax(jnp.where(clear, averages, -jnp.inf)), 3)
-    index = jnp.where(averages[index] > averages[0], index, 0)
-    gain, over_start = averages[index] - averages[2], averages[index] - averages[0]
-    return _Choice(index, gain, error(values[index] - values[2]), over_start)
-
-
-def _judge(
-    choice_noise: Float[Array, "draws d"],
-    sweep_noise: Float[Array, "pairs d"],
-    x: Any,
-    start: Array,
-    runs: Any,
-    model: Any,
-    family: Any,
-    pairs_at_once: int,
-) -> _Judged:
-    """Keep the best stage of a run of a normal family on common draws; judge it and what it misses on others."""
-    phis = jnp.stack([start, *[_pack(family, *run) for run in runs]])
-
-    def values(phi: Array) -> Array:
-        def pair(noise: Array) -> Array:
-            points = jax.vmap(lambda e: family.transform(e, phi))(jnp.stack([noise, -noise]))
-            return jnp.mean(jax.vmap(lambda z: model.log_joint(z, x) - family.log_prob(z, phi))(points))
-
-        return jax.vmap(pair)(choice_noise)
-
-    choice = _choose(jax.lax.map(values, phis))
-    phi = phis[choice.index]
-    mean, root = _mean_and_root(family, phi)
-    sweep = look_around(sweep_noise, lambda z: model.log_joint(z, x), mean, root, pairs_at_once=pairs_at_once)
-    draws = sweep.values + (0.5 * family.latent_dim * math.log(2 * math.pi) + log_det(root))
-    draws = jnp.where(sweep.finite, draws, jnp.nan)
-    certificate = certify(sweep, mean_field=isinstance(family, MeanFieldNormal))
-    return _judged(phi, draws, choice, certificate)
-
-
 def _adam_and_judge(
     key: jax.Array, x: Any, start: Array, phi: Array, model: Any, family: Any, settings: Settings, num_steps: Any
-) -> _Judged:
-    """Run Adam to two horizons, then judge the stages as `_judge` does; what the second gained stands for the rest."""
+) -> Judged:
+    """Run Adam to two horizons, then judge the stages as `judge` does; what the second gained stands for the rest."""
     key_first, key_second, key_choice, key_value = jax.random.split(key, 4)
     objective, half = _objective(x, model, family), jnp.maximum(num_steps // 2, 1)
     middle = phi
@@ -363,19 +318,6 @@ def _adam_and_judge(
         antithetic, number = hasattr(family, "transform"), settings.num_samples
         return elbo_draws(draw_key, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic)
 
-    choice = _choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
+    choice = choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
     certificate = Certificate(jnp.where(jnp.isfinite(choice.gain), choice.gain, jnp.inf), choice.gain_error)
-    return _judged(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)
-
-
-def _judged(phi: Array, draws: Array, choice: _Choice, certificate: Certificate) -> _Judged:
-    value = jnp.mean(draws)
-    return _Judged(
-        phi=phi,
-        value=value,
-        standard_error=jnp.std(draws, ddof=min(1, draws.size - 1)) / jnp.sqrt(float(draws.size)),
-        start_value=value - choice.over_start,
-        horizon_gain=choice.gain,
-        horizon_error=choice.gain_error,
-        certificate=certificate,
-    )
+    return verdict(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)

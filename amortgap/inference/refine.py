@@ -139,8 +139,8 @@ def local_vi_from_starts(
 ) -> LocalFit:
     """Local VI from several random starts, each refined on its own; for families whose ELBO has several optima.
 
-    Formula: starts `phi_s = standard + spread * N(0, I)`, each after `start_steps` Adam steps offered to `local_vi`,
-    which takes up the best on fresh samples.
+    Formula: starts `phi_s = standard + spread * N(0, I)`, or the family's own `random_start`, each after `start_steps`
+    Adam steps offered to `local_vi`, which takes up the best on fresh samples.
 
     Args:
       key: typed key.
@@ -163,7 +163,10 @@ def local_vi_from_starts(
     check_positive("spread", spread)
     check_sizes(model, family)
     key_starts, key_refine, key_fit = jax.random.split(key, 3)
-    starts = family.standard()[None] + spread * jax.random.normal(key_starts, (num_starts, family.size))
+    if hasattr(family, "random_start"):
+        starts = jax.vmap(lambda k: family.random_start(k, spread))(jax.random.split(key_starts, num_starts))
+    else:
+        starts = family.standard()[None] + spread * jax.random.normal(key_starts, (num_starts, family.size))
 
     def climbed(refine_key: jax.Array, start: Array) -> Array:
         return refine(

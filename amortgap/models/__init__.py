@@ -1,14 +1,22 @@
 """Latent variable models `p(x, z)`: records with `log_joint(z, x)` for one datum."""
 
+from amortgap.models.arrow import ArrowPosterior
+from amortgap.models.bayesian_decoder import BayesianDecoder, bayesian_decoder
 from amortgap.models.deep_latent_gaussian import DeepLatentGaussian, deep_latent_gaussian
 from amortgap.models.factor_analysis import FactorAnalysis, FactorAnalysisFit, NormalPosterior, fit_factor_analysis
 from amortgap.models.finite_mixture import FiniteMixture
+from amortgap.models.hierarchical_regression import GroupStatistics, HierarchicalRegression, group_statistics
 from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
+from amortgap.models.linear_gaussian_chain import LinearGaussianChain, windows
 from amortgap.models.log_joint import LogJoint, from_log_joint
 from amortgap.models.mixture_prior import MixturePosterior, MixturePrior
+from amortgap.models.normal_hierarchies import LinearHierarchy, NonlinearHierarchy, SawSeries
 from amortgap.models.poisson_gamma import PoissonGamma
+from amortgap.models.with_globals import fix_global
 
 __all__ = [
+    "ArrowPosterior",
+    "BayesianDecoder",
     "Bernoulli",
     "Binomial",
     "DeepLatentGaussian",
@@ -16,12 +24,22 @@ __all__ = [
     "FactorAnalysisFit",
     "FiniteMixture",
     "Gaussian",
+    "GroupStatistics",
+    "HierarchicalRegression",
+    "LinearGaussianChain",
+    "LinearHierarchy",
     "LogJoint",
     "MixturePosterior",
     "MixturePrior",
+    "NonlinearHierarchy",
     "NormalPosterior",
     "PoissonGamma",
+    "SawSeries",
+    "bayesian_decoder",
     "deep_latent_gaussian",
     "fit_factor_analysis",
+    "fix_global",
     "from_log_joint",
+    "group_statistics",
+    "windows",
 ]

@@ -86,12 +86,12 @@ def rates(study: Study, workload: Workload) -> list[Row]:
     return rows
 
 
-def sharded(study: Study, _: Workload) -> list[Row]:
+def sharded(study: Study, cores: list[int]) -> list[Row]:
     """The same rates with data sharded over one device a core, in a process of its own, which sets their number."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    flags = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
+    number = len(cores) or os.cpu_count() or 1
+    flags = f"--xla_force_host_platform_device_count={number} --xla_cpu_multi_thread_eigen=false"
     command = [sys.executable, str(Path(__file__).with_name("local_vi_sharded.py"))]
-    command += [str(n) for n in (study.points, study.rate_steps, study.turns, study.latent_dim, study.width)]
+    command += [str(n) for n in (study.points, study.rate_steps, study.turns, study.latent_dim, study.width, *cores)]
     environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
@@ -163,9 +163,11 @@ def to_tolerance(study: Study, workload: Workload) -> list[Row]:
         what = f"milliseconds per point to {tolerance} nats"
         rows += [row("tolerance", name, what, time) for name, time in needed.items()]
         for name in ("natural gradient", "fit_local"):
-            ratio = needed[name] / needed["tuned Adam"]
+            # Where Adam never arrives, the time of its longest run stands for the time it needs, to its advantage.
+            theirs = min(needed["tuned Adam"], curves["tuned Adam"][-1][0])
             goal: dict[str, Any] = {"high": 0.25} if name == "natural gradient" else {}
-            rows.append(row("tolerance", name, f"time to {tolerance} nats over tuned Adam's", ratio, **goal))
+            what = f"time to {tolerance} nats over tuned Adam's"
+            rows.append(row("tolerance", name, what, needed[name] / theirs, **goal))
     return rows
 
 
@@ -268,7 +270,7 @@ def encoder_sweep(study: Study, workload: Workload) -> list[Row]:
     @jax.jit
     def train(keys: Any, xs: Any, model: Any, encoders: Any) -> Any:
         traced.append(1)
-        options: dict[str, Any] = {"num_steps": study.sweep_steps, "num_evaluations": 2, "eval_samples": 2}
+        options: dict[str, Any] = {"num_steps": study.sweep_steps, "num_evaluations": 2}
         return jax.vmap(
             lambda key, encoder: (
                 ag.amortized_vi(key, xs, model=model, family=workload.family, encoder=encoder, **options).encoder
@@ -344,7 +346,6 @@ def gpu(study: Study, workload: Workload) -> list[Row]:
 PARTS: dict[str, Callable[[Study, Workload], list[Row]]] = {
     "start-up": start_up,
     "rate": rates,
-    "sharded": sharded,
     "tolerance": to_tolerance,
     "published": published,
     "encoder-sweep": encoder_sweep,

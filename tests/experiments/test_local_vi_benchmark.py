@@ -95,8 +95,8 @@ def test_every_method_climbs_the_same_bound():
     model = ag.models.deep_latent_gaussian(jax.random.key(1), latent_dim=2, data_dim=12, width=4, depth=2)
     xs = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(jax.random.key(2), 3))
     family = ag.families.MeanFieldNormal(2)
-    # Off the optimum by enough that a thousand steps of 1e-3 show.
-    work = local_vi_workload.Workload("simulated", xs, model, family, jnp.full((3, 4), 0.7))
+    # Off the optimum by enough to show, and by no more than 800 steps of 1e-3 can go.
+    work = local_vi_workload.Workload("simulated", xs, model, family, jnp.full((3, 4), 0.2))
     methods = local_vi_methods.methods(2)
     assert set(methods) == METHODS
     phis = {name: method.prepare(work, 800 if "fit" not in name else 60).run() for name, method in methods.items()}
@@ -106,10 +106,10 @@ def test_every_method_climbs_the_same_bound():
     )  # fmt: skip
     means = dict(zip([*phis, "start"], np.mean(bounds.elbo, axis=0), strict=True))
     best = max(means.values())
-    assert best - means["start"] > 0.3
+    assert best - means["start"] > 0.9
     for name in METHODS:
-        # A constant rate of 1e-3 has moved by at most 0.8 in 800 steps.
-        assert best - means[name] < (0.02 if name in ("natural gradient", "fit_local", "tuned Adam") else 0.1), name
+        # A constant rate of 1e-3 is still on its way, the more so with one draw a step.
+        assert best - means[name] < (0.02 if name in ("natural gradient", "fit_local", "tuned Adam") else 0.35), name
 
 
 def test_the_time_to_a_tolerance_is_read_off_between_runs():

@@ -54,3 +54,34 @@ def test_recursive_mixture_adds_what_one_component_lacks():
     assert bool(two.finite) and len(two.encoder.components) == 2
     assert gap(one, 1) > 0.2 and gap(two, 2) < 0.6 * gap(one, 1)
     assert two.encoder.num_weights == 2 * one.encoder.num_weights
+
+
+@pytest.mark.slow
+def test_recursive_mixture_on_factor_analysis_starts_at_the_closed_form_and_goes_below_it():
+    # Strongly correlated, so that a second component has something to gain.
+    model = ag.models.FactorAnalysis(
+        loadings=jnp.array([[1.0, 0.9], [0.8, 1.1]]), mean=jnp.zeros(2), noise_variance=jnp.full(2, 0.3)
+    )
+    xs = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(jax.random.key(7), 30))
+    settings = {"model": model, "latent_dim": 2, "num_steps": 3000, "batch_size": 30, "learning_rate": 0.01}
+
+    def make(key, head):
+        return ag.encoders.linear(key, 2, head, rank=2)
+
+    gaps, errors = [], []
+    for k in (1, 2):
+        fit = I.recursive_mixture(KEY, xs, **settings, make_encoder=make, num_components=k)
+        family = ag.families.MixtureOfNormals(2, k)
+        draws = jax.vmap(
+            lambda i, x, fit=fit, family=family: ag.objectives.elbo_draws(
+                jax.random.fold_in(KEY, i), fit.encoder(x), x, model=model, family=family, num_samples=2000
+            )
+        )(jnp.arange(30), xs)
+        left = np.asarray(jax.vmap(model.log_evidence)(xs))[:, None] - np.asarray(draws)
+        gaps.append(left.mean())
+        errors.append(np.sqrt(np.mean(left.var(axis=1)) / left.size))
+    exact = float(model.mean_field_kl())
+    assert exact > 0.3
+    # The best mean field encoder is affine, so that one component ends at the closed form.
+    assert abs(gaps[0] - exact) < 0.02 * exact + 4 * errors[0]
+    assert 4 * errors[1] < gaps[1] < 0.9 * exact

@@ -1,0 +1,143 @@
+"""Hierarchical linear regression: coefficients of every group around common ones; everything is known exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_count, check_positive, checked_record, num_rows
+from amortgap.models.arrow import ArrowPosterior, arrow_posterior
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class GroupStatistics(NamedTuple):
+    """Sufficient statistics of the observations of one group.
+
+    Attributes:
+      gram: `X'X`, [d, d].
+      cross: `X'y`, [d].
+      square: `y'y`.
+      count: number of observations n.
+    """
+
+    gram: Float[Array, "*N d d"]
+    cross: Float[Array, "*N d"]
+    square: Float[Array, "*N"]
+    count: Float[Array, "*N"]
+
+    def features(self) -> Float[Array, " p"]:
+        """Return what an encoder can know of the group, per observation: `X'X / n` (lower triangle) and `X'y / n`."""
+        rows, columns = np.tril_indices(self.cross.shape[-1])
+        return jnp.concatenate([self.gram[rows, columns], self.cross]) / self.count
+
+
+def group_statistics(features: Any, responses: Any) -> GroupStatistics:
+    """Return the sufficient statistics of N groups of n observations each, features [N, n, d], responses [N, n].
+
+    Raises:
+      ValueError: features and responses whose shapes do not fit.
+    """
+    if features.ndim != 3 or responses.shape != features.shape[:2]:
+        raise ValueError(
+            f"features must be [N, n, d] and responses [N, n], got shapes {features.shape} and {responses.shape}"
+        )
+    gram = jnp.einsum("nij,nik->njk", features, features)
+    cross = jnp.einsum("nij,ni->nj", features, responses)
+    count = jnp.full(features.shape[0], float(features.shape[1]), features.dtype)
+    return GroupStatistics(gram, cross, jnp.sum(responses**2, axis=1), count)
+
+
+@checked_record
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalRegression:
+    """Linear regression in groups with normal coefficients.
+
+    Formula: `theta ~ N(0, I)`, `z_i ~ N(theta, I)`, `y_ij ~ N(x_ij' z_i, s^2)`; the datum is a `GroupStatistics`.
+
+    Args:
+      dim: d, of theta and of every z_i.
+      noise_variance: s^2, positive.
+
+    Raises:
+      ValueError: a dim or noise variance that is not positive.
+
+    Source: Agrawal and Domke, "Amortized variational inference for simple hierarchical models" (2021), section 6.1.
+    """
+
+    dim: int = field(metadata={"static": True})
+    noise_variance: float = field(default=1.0, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_count("dim", self.dim)
+        check_positive("noise_variance", self.noise_variance)
+
+    @property
+    def global_dim(self) -> int:
+        """Dimension of theta."""
+        return self.dim
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension of one z."""
+        return self.dim
+
+    def validate(self, name: str, xs: Any) -> None:
+        """Raise a ValueError that names `name` unless `xs` are groups of this model."""
+        d = self.dim
+        if not isinstance(xs, GroupStatistics) or (xs.gram.shape[1:], xs.cross.shape[1:]) != ((d, d), (d,)):
+            got = [leaf.shape for leaf in xs] if isinstance(xs, GroupStatistics) else type(xs).__name__
+            raise ValueError(f"{name} must be a GroupStatistics with gram [N, {d}, {d}] and cross [N, {d}], got {got}")
+
+    def log_prior(self, theta: Float[Array, " K"]) -> Float[Array, ""]:
+        """Return `log p(theta)` in nats."""
+        return -0.5 * (jnp.sum(theta**2) + self.dim * _LOG_2PI)
+
+    def log_local(self, theta: Float[Array, " K"], z: Float[Array, " d"], x: GroupStatistics) -> Float[Array, ""]:
+        """Return `log p(z | theta) + log p(y | X, z)` of one group in nats."""
+        squares = x.square - 2 * x.cross @ z + z @ x.gram @ z
+        likelihood = squares / self.noise_variance + x.count * (math.log(self.noise_variance) + _LOG_2PI)
+        return -0.5 * (jnp.sum((z - theta) ** 2) + self.dim * _LOG_2PI + likelihood)
+
+    def sample(self, key: jax.Array, num_data: int, num_observations: int) -> tuple[Array, Array, GroupStatistics]:
+        """Return theta, all z and the groups, drawn from the model with standard normal features."""
+        keys = jax.random.split(key, 4)
+        theta = jax.random.normal(keys[0], (self.dim,))
+        zs = theta[None] + jax.random.normal(keys[1], (num_data, self.dim))
+        features = jax.random.normal(keys[2], (num_data, num_observations, self.dim))
+        noise = math.sqrt(self.noise_variance) * jax.random.normal(keys[3], (num_data, num_observations))
+        return theta, zs, group_statistics(features, jnp.einsum("nij,nj->ni", features, zs) + noise)
+
+    def posterior(self, xs: GroupStatistics) -> ArrowPosterior:
+        """Return the exact posterior of theta and all z, in double precision."""
+        n, d = num_rows(xs), self.dim
+        eye = np.eye(d)
+        return arrow_posterior(
+            global_precision=(1 + n) * eye,
+            cross=np.tile(-eye[None], (n, 1, 1)),
+            local_precision=eye[None] + np.asarray(xs.gram, np.float64) / self.noise_variance,
+            global_linear=np.zeros(d),
+            local_linear=np.asarray(xs.cross, np.float64) / self.noise_variance,
+        )
+
+    def log_evidence(self, xs: GroupStatistics) -> float:
+        """Return `log p(y | X)` of all groups in nats, in double precision."""
+        posterior = self.posterior(xs)
+        theta, z = posterior.global_mean, posterior.local_mean
+        gram, cross, square, count = (np.asarray(leaf, np.float64) for leaf in xs)
+        squares = square - 2 * np.sum(cross * z, axis=1) + np.einsum("ni,nij,nj->n", z, gram, z)
+        n, d = z.shape
+        log_joint = -0.5 * (theta @ theta + d * _LOG_2PI + np.sum((z - theta) ** 2) + n * d * _LOG_2PI)
+        log_joint -= 0.5 * np.sum(squares / self.noise_variance + count * (math.log(self.noise_variance) + _LOG_2PI))
+        return float(log_joint + posterior.normaliser())
+
+    def branch_optimum(self, x: GroupStatistics) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, "d d"]]:
+        """Return offset m, slopes G and covariance of the exact `p(z | theta, x) = N(m + G theta, G)` of one group."""
+        covariance = jnp.linalg.inv(jnp.eye(self.dim) + x.gram / self.noise_variance)
+        return covariance @ x.cross / self.noise_variance, covariance, covariance

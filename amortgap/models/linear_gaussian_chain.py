@@ -1,0 +1,180 @@
+"""A scalar linear-Gaussian state space model: the whole series is one datum, its states are the latent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from amortgap._checks import check_count, check_positive, check_row_shape, checked_record
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class Smoothed(NamedTuple):
+    """What the Kalman filter and the smoother yield.
+
+    Attributes:
+      mean, variance: of every state given the whole series, [T].
+      log_evidence: log p(x) in nats.
+    """
+
+    mean: Float[Array, " T"]
+    variance: Float[Array, " T"]
+    log_evidence: Float[Array, ""]
+
+
+@checked_record
+@dataclass(frozen=True, kw_only=True)
+class LinearGaussianChain:
+    """Hidden Markov model with normal states.
+
+    Formula: `z_1 ~ N(0, p)`, `z_t | z_{t-1} ~ N(a z_{t-1}, q)`, `x_t | z_t ~ N(z_t, r)`.
+
+    Args:
+      length: T, at least two.
+      transition: a.
+      process_variance: q, positive.
+      observation_variance: r, positive.
+      initial_variance: p, positive; None for the stationary `q / (1 - a^2)`.
+
+    Raises:
+      ValueError: a length below two, a variance that is not positive, or no stationary variance where it is asked for.
+    """
+
+    length: int = field(metadata={"static": True})
+    transition: float = field(metadata={"static": True})
+    process_variance: float = field(metadata={"static": True})
+    observation_variance: float = field(metadata={"static": True})
+    initial_variance: float | None = field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_count("length", self.length, minimum=2)
+        check_positive("process_variance", self.process_variance)
+        check_positive("observation_variance", self.observation_variance)
+        if self.initial_variance is None and abs(self.transition) >= 1:
+            raise ValueError(f"initial_variance is needed where |transition| >= 1, got transition {self.transition:g}")
+        check_positive("initial_variance", self.first_variance)
+
+    @property
+    def first_variance(self) -> float:
+        """Variance of the first state."""
+        stationary = self.initial_variance is None
+        return self.process_variance / (1 - self.transition**2) if stationary else float(self.initial_variance or 0)
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension T of z."""
+        return self.length
+
+    def validate(self, name: str, xs: Any) -> None:
+        """Raise a ValueError that names `name` unless `xs` are series of this length."""
+        check_row_shape(name, xs, (self.length,))
+
+    def log_joint(self, z: Float[Array, " T"], x: Float[Array, " T"]) -> Float[Array, ""]:
+        """Return `log p(x, z)` in nats."""
+        steps = (z[1:] - self.transition * z[:-1]) ** 2 / self.process_variance
+        squares = z[0] ** 2 / self.first_variance + jnp.sum(steps)
+        squares += jnp.sum((x - z) ** 2) / self.observation_variance
+        t = self.length
+        logs = math.log(self.first_variance) + (t - 1) * math.log(self.process_variance)
+        return -0.5 * (squares + logs + t * math.log(self.observation_variance) + 2 * t * _LOG_2PI)
+
+    def sample(self, key: jax.Array) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
+        """Return one draw (z, x) from the joint."""
+        key_state, key_noise = jax.random.split(key)
+        scale = jnp.full(self.length, math.sqrt(self.process_variance)).at[0].set(math.sqrt(self.first_variance))
+        shocks = scale * jax.random.normal(key_state, (self.length,))
+
+        def step(z: Array, shock: Array) -> tuple[Array, Array]:
+            z = self.transition * z + shock
+            return z, z
+
+        z = jax.lax.scan(step, jnp.zeros(()), shocks)[1]
+        return z, z + math.sqrt(self.observation_variance) * jax.random.normal(key_noise, (self.length,))
+
+    def posterior_precision(self) -> Float[np.ndarray, "T T"]:
+        """Return the tridiagonal precision of z given x, the same for every series, in double precision."""
+        a, q = self.transition, self.process_variance
+        diagonal = np.full(self.length, (1 + a**2) / q + 1 / self.observation_variance)
+        diagonal[0] += 1 / self.first_variance - 1 / q
+        diagonal[-1] -= a**2 / q
+        beside = np.full(self.length - 1, -a / q)
+        return np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+
+    def mean_field_kl(self) -> float:
+        """Return the approximation gap of mean field in nats, `1/2 [sum_t log Lambda_tt - log |Lambda|]`."""
+        precision = self.posterior_precision()
+        return float(0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1]))
+
+    def smooth(self, x: Float[Array, " T"]) -> Smoothed:
+        """Return the states' exact posterior by the Kalman filter and the Rauch-Tung-Striebel smoother."""
+        a, q, r = self.transition, self.process_variance, self.observation_variance
+
+        def forward(carry: tuple[Array, Array, Array], now: Array) -> tuple[Any, Any]:
+            mean, variance, total = carry
+            spread = variance + r
+            gain = variance / spread
+            total = total - 0.5 * ((now - mean) ** 2 / spread + jnp.log(spread) + _LOG_2PI)
+            filtered = (mean + gain * (now - mean), (1 - gain) * variance)
+            return (a * filtered[0], a**2 * filtered[1] + q, total), filtered
+
+        first = jnp.zeros((), x.dtype)
+        start = (first, jnp.full_like(first, self.first_variance), first)
+        (_, _, log_evidence), (means, variances) = jax.lax.scan(forward, start, x)
+
+        def backward(later: tuple[Array, Array], here: tuple[Array, Array]) -> tuple[Any, Any]:
+            mean, variance = here
+            predicted = a**2 * variance + q
+            gain = a * variance / predicted
+            mean = mean + gain * (later[0] - a * mean)
+            variance = variance + gain**2 * (later[1] - predicted)
+            return (mean, variance), (mean, variance)
+
+        last = (means[-1], variances[-1])
+        _, (smooth, spread) = jax.lax.scan(backward, last, (means[:-1], variances[:-1]), reverse=True)
+        return Smoothed(jnp.append(smooth, last[0]), jnp.append(spread, last[1]), log_evidence)
+
+    def mean_gap(self, means: Float[np.ndarray, " T"], x: Float[np.ndarray, " T"]) -> float:
+        """Return `1/2 (f - m)' Lambda (f - m)` in nats: what factors with these means lose by them."""
+        precision = self.posterior_precision()
+        off = means - np.linalg.solve(precision, np.asarray(x, np.float64) / self.observation_variance)
+        return float(0.5 * off @ precision @ off)
+
+    def window_gap(self, x: Any, half_width: int) -> float:
+        """Return the amortization gap in nats of the best affine encoder of the 2 w + 1 observations around each state.
+
+        Formula: `beta = (M' Lambda M)^-1 M' Lambda m` over the windows M with an intercept, `1/2 (M beta - m)' Lambda
+        (M beta - m)`; the scales of the factors are free, windows are filled up with zeros beyond the ends.
+
+        Raises:
+          ValueError: a series of another or too short length.
+        """
+        x = np.asarray(x, np.float64)
+        inputs = np.column_stack([np.ones(len(x)), windows(x, half_width)])
+        precision = self.posterior_precision()
+        linear = x / self.observation_variance
+        basis = np.linalg.qr(inputs)[0]
+        return self.mean_gap(basis @ np.linalg.solve(basis.T @ precision @ basis, basis.T @ linear), x)
+
+
+def windows(series: Any, half_width: int) -> Float[np.ndarray, "T inputs"]:
+    """Return the observations from t - w to t + w for every t, zeros beyond the ends.
+
+    Raises:
+      ValueError: a series shorter than its window, not one-dimensional, or a negative width.
+    """
+    series = np.asarray(series)
+    check_count("half_width", half_width, minimum=0)
+    if series.ndim != 1 or series.size < 2 * half_width + 1:
+        raise ValueError(
+            f"series must be one-dimensional and not shorter than its window of {2 * half_width + 1}, got shape "
+            f"{series.shape}"
+        )
+    filled = np.pad(series, half_width)
+    return np.lib.stride_tricks.sliding_window_view(filled, 2 * half_width + 1).copy()
