@@ -29,18 +29,19 @@ _SHARED = (
 )
 
 
+@functools.cache
+def _data(name: str) -> Any:
+    return getattr(ag.data, f"load_{name}")(binarisation="threshold")
+
+
 def load(study: Study) -> Any:
-    """Return the data set of a study, binary.
+    """Return the data set of a study, binary; the training part cut to `study.subset`.
 
     Raises:
-      ValueError: a data set for which this version of the package has no loader.
+      ValueError: a data set whose files are not on this machine.
     """
-    loader = getattr(ag.data, f"load_{study.data}", None)
-    if loader is None:
-        raise ValueError(f"data {study.data!r} needs amortgap.data.load_{study.data}, which this version lacks")
-    data = loader(binarisation="threshold")
-    flat = [np.asarray(part, np.float32).reshape(len(part), -1) for part in (data.train, data.test)]
-    return data._replace(train=flat[0][: study.subset or None], test=flat[1])
+    data = _data(study.data)
+    return data._replace(train=data.train[: study.subset or None])
 
 
 def data_hash(study: Study) -> str:

@@ -54,7 +54,7 @@ class Study:
     seed: int = 0
     """Set by the sweep."""
     data: Literal["digits", "mnist", "fashion_mnist"] = "digits"
-    """Data set; all but digits need a loader `amortgap.data.load_<name>`."""
+    """Data set; `make data` fetches all but digits."""
     latent_dim: int = 8
     """Dimension of the latent."""
     decoder_width: int = 64

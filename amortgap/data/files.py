@@ -85,7 +85,7 @@ def content_sha256(images: np.ndarray) -> str:
     """Return the sha256 of images as IDX bytes, the same for an IDX file, its compressed copy and an npz file."""
     header = bytes([0, 0, _UNSIGNED_BYTES, images.ndim]) + struct.pack(f">{images.ndim}I", *images.shape)
     digest = hashlib.sha256(header)
-    digest.update(np.ascontiguousarray(images))
+    digest.update(images.tobytes())
     return digest.hexdigest()
 
 

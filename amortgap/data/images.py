@@ -25,8 +25,8 @@ def load_mnist(
 ) -> DataSet:
     """Return MNIST: 60 000 and 10 000 handwritten digits of 28 x 28 pixels, as rows of 784.
 
-    Files are looked for in `data_dir`, then in `$AMORTGAP_DATA`, then in the user's cache folder, in each of them in the
-    folder `mnist` first: IDX files (`train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, with .gz or without) or
+    Files are looked for in `data_dir`, then in `$AMORTGAP_DATA`, then in the user's cache folder, in each of them in
+    the folder `mnist` first: IDX files (`train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, with .gz or without) or
     `mnist.npz` with arrays `x_train` and `x_test`. Their decoded content is compared with known hashes.
 
     Args:

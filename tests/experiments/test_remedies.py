@@ -11,15 +11,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-import amortgap as ag
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "remedies.py"
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
+def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *args]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *args], capture_output=True, text=True, timeout=600, env=os.environ, check=False
+        command, capture_output=True, text=True, timeout=600, env=os.environ | environment, check=False
     )
 
 
@@ -94,11 +93,12 @@ def test_figure_shows_what_the_table_says(comparison, monkeypatch):
     plt.close(figure)
 
 
-def test_wrong_calls_are_refused_with_a_reason():
-    if not hasattr(ag.data, "load_mnist"):
-        missing = run("--preset", "smoke", "--study.data", "mnist")
-        assert missing.returncode == 2
-        assert "needs amortgap.data.load_mnist" in missing.stderr
+def test_wrong_calls_are_refused_with_a_reason(tmp_path):
+    missing = run(
+        "--preset", "smoke", "--study.data", "mnist", AMORTGAP_DATA=str(tmp_path), XDG_CACHE_HOME=str(tmp_path)
+    )
+    assert missing.returncode == 2
+    assert "mnist is not on this machine" in missing.stderr and "make data" in missing.stderr
     unknown = run("--preset", "smoke", "--remedies", "magic")
     assert unknown.returncode == 2
     assert "remedies must be among baseline" in unknown.stderr and "magic" in unknown.stderr
