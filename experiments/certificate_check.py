@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 import amortgap as ag
 from amortgap.figures import save, style
@@ -205,8 +206,12 @@ def certificate_figure(rows: list[dict[str, Any]]) -> Figure:
             ax.plot(ends, ends, color="#000000", linewidth=0.7)
             for place in (ax.axhline, ax.axvline):
                 place(TOLERANCE, color="#777777", linewidth=0.7, linestyle=":")
-            for scale in (ax.set_xscale, ax.set_yscale):
+            for scale, axis in ((ax.set_xscale, ax.xaxis), (ax.set_yscale, ax.yaxis)):
                 scale("symlog", linthresh=1e-3)
+                axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1e-3))
+                axis.get_major_locator().set_params(numticks=6)
+            ax.set_xlim(-5e-4, 1.2 * ends[1])
+            ax.set_ylim(-2e-2, 1.2 * max(ends[1], estimated.max(initial=0.0)))
             ax.set_title(name, fontsize=7)
             ax.set_xlabel("nats missed")
         axes[0][0].set_ylabel("nats missed, estimated")

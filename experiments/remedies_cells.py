@@ -44,11 +44,6 @@ def load(study: Study) -> Any:
     return data._replace(train=data.train[: study.subset or None])
 
 
-def data_hash(study: Study) -> str:
-    """Return the sha256 of the data of a study, part of the hash of its cells."""
-    return load(study).sha256
-
-
 def group(study: Study) -> tuple:
     """Return what the cells of one call share: the trained encoder."""
     # Methods that only differ in what is done at test time start from one encoder.

@@ -25,7 +25,7 @@ from amortgap._chunks import map_data
 from amortgap._progress import progress_bar
 from amortgap.inference.layout import HostTable, Layout, chosen_devices, on_host, take
 from amortgap.inference.one_datum import (
-    RERUN_DRAWS,
+    ROUGH_DRAWS,
     LocalFit,
     Settings,
     Work,
@@ -76,7 +76,7 @@ def local_vi(
       model, family: as in `elbo`.
       init: starts to consider besides the standard member, [size] or [starts, size], such as the encoder's output.
       method: "natural_gradient" or "newton" (normal families), "adam", or "auto" for the first that suits the family.
-      num_steps: optimiser steps of the first run: natural gradients (default 200) and Adam (default 1500) take two
+      num_steps: optimiser steps of the first run: natural gradients (default 10 d, 200 to 1000) and Adam (default 1500) take two
         gradients of the log joint each, Newton steps two for each latent dimension and at least 16 (default: about 500
         gradients).
       warmup_steps: Adam steps before those; None for 125 without `init` and 0 with it.
@@ -174,7 +174,7 @@ def fit_local(
     if init is not None and jnp.shape(init) != (n, family.size):
         raise ValueError(f"init must have shape [N, size] = {(n, family.size)}, got {jnp.shape(init)}")
     devices = chosen_devices(devices, here=False)
-    judged_again = _most_at_once(family, RERUN_DRAWS * num_samples)
+    judged_again = _most_at_once(family, ROUGH_DRAWS * num_samples)
     rerun_size = min(chunk_size, _RERUN_SIZE, judged_again)
     chunk_size = min(chunk_size, _most_at_once(family, num_samples))
     if not is_concrete((key, xs, init, model, encoder)):
@@ -201,7 +201,8 @@ def fit_local(
         for first in progress_bar(range(0, late.size, size), label, unit="batch", enabled=progress):
             rows = late[np.arange(first, first + size) % late.size]
             batch = layout.split((rows, take(xs, rows)))
-            part = _again_chunk(*shared, *batch, table.read(rows, layout.split), number, family, settings, together)
+            before = table.read(rows, layout.split)
+            part = _again_chunk(*shared, *batch, before, number, family, settings, number > 0, together)
             table.write(rows[: late.size - first], part)
             converged[rows] = on_host(part.fit.converged)
     return table.whole().fit
@@ -240,7 +241,7 @@ def _first_chunk(
     return jax.vmap(fit)(rows, xs, init)
 
 
-@partial(jax.jit, static_argnames=("settings", "pairs_at_once"))
+@partial(jax.jit, static_argnames=("settings", "rough", "pairs_at_once"))
 def _again_chunk(
     key: jax.Array,
     model: Any,
@@ -251,12 +252,13 @@ def _again_chunk(
     number: Array,
     family: Any,
     settings: Settings,
+    rough: bool,
     pairs_at_once: int,
 ) -> Work:
+    options: dict[str, Any] = {"rough": rough, "pairs_at_once": pairs_at_once}
+
     def fit(row: Array, x: Any, before: Work) -> Work:
-        return fit_again(
-            jax.random.fold_in(key, row), number, x, before, model, family, settings, pairs_at_once=pairs_at_once
-        )
+        return fit_again(jax.random.fold_in(key, row), number, x, before, model, family, settings, **options)
 
     return jax.vmap(fit)(rows, xs, work)
 

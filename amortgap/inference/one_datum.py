@@ -25,10 +25,9 @@ _NEWTON_GRADIENTS = 250
 # Of the nats gained between two horizons, the share that may still be missing: the error falls about as one over the
 # number of steps, and the second part has at least as many as the first.
 _HORIZON_SHARE = 0.5
-# How many times more draws judge a rerun: of a rough posterior, the few that suffice elsewhere show no positive
-# curvature, and so no bound.
-RERUN_DRAWS = 8
-# From the second rerun on: Adam's steps and rate, how much longer Newton averages, and from what weight.
+# From the second rerun on: how many times more draws judge (of a rough posterior, the few that suffice elsewhere show
+# no positive curvature, and so no bound), Adam's steps and rate, how much longer Newton averages, and from what weight.
+ROUGH_DRAWS = 8
 _ROUGH_ADAM_STEPS = 1000
 _ROUGH_ADAM_RATE = 0.03
 _ROUGH_NEWTON = 4
@@ -105,7 +104,9 @@ def settings_for(
         # For a full precision, the natural-gradient step with all curvature at once is the Newton step.
         method = "natural_gradient" if mean_field else "newton" if normal else "adam"
     if num_steps is None:
-        num_steps = {"natural_gradient": 200, "adam": 1500}.get(method) or 2 * _newton_steps(family)
+        # The nats that the noise of the draws leaves grow with the dimension and fall with the steps.
+        natural = min(max(200, 10 * family.latent_dim), 1000)
+        num_steps = {"natural_gradient": natural, "adam": 1500}.get(method) or 2 * _newton_steps(family)
     if warmup_steps is None:
         # The encoder's output is near the optimum; from the prior the first curvatures are far off and mislead.
         warmup_steps = 0 if has_init or method == "adam" else 125
@@ -179,53 +180,67 @@ def first_fit(
 
 
 def fit_again(
-    key: jax.Array, number: Any, x: Any, work: Work, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
+    key: jax.Array,
+    number: Any,
+    x: Any,
+    work: Work,
+    model: Any,
+    family: Any,
+    settings: Settings,
+    *,
+    rough: bool,
+    pairs_at_once: int,
 ) -> Work:
     """Take up a fit that missed its tolerance: Newton steps for normal families, else Adam; longer every round.
 
-    From the second round on, Adam goes before Newton and all sweeps are averaged: the curvature that misled the first
-    round is that of a rough posterior (a decoder of rectifiers, say), whose single sweeps show little but noise.
+    From the second round on (`rough`), Adam goes before Newton, all sweeps are averaged, and more draws judge: the
+    curvature that misled the first round is that of a rough posterior (a decoder of rectifiers, say), whose single
+    sweeps show little but noise.
     """
     key_run, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
-    # The count is traced: one compilation serves all rounds.
+    # The count is traced: one compilation serves all rounds but the first.
     method = "adam" if settings.method == "adam" else "newton"
     steps = (settings.num_steps if method == "adam" else _newton_steps(family)) * 2 ** jnp.asarray(number)
-    fit = work.fit
+    fit, extra = work.fit, 0
     if method == "adam":
-        judged, extra = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps), 0
+        judged = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps)
     else:
-        rough = jnp.asarray(number) > 0
-        steps = steps * jnp.where(rough, _ROUGH_NEWTON, 1)
-        counts = (_choice_pairs(settings), pairs_per_datum(family, RERUN_DRAWS * settings.num_samples))
+        draws = settings.num_samples * (ROUGH_DRAWS if rough else 1)
+        counts = (_choice_pairs(settings), pairs_per_datum(family, draws))
         noise = normal_noise(key_judge, (sum(counts), family.latent_dim), fit.phi.dtype)
         choice, sweeps = jnp.split(noise, [counts[0]])
         key_newton, key_adam = jax.random.split(key_run)
-        adam_steps = jnp.where(rough, _ROUGH_ADAM_STEPS * jnp.asarray(number), 0)
-        settle = jnp.where(rough, -_ROUGH_PRIOR_SWEEPS, jnp.maximum(steps // 3, 2))
-        objective = _objective(x, model, family)
-        climbed = _adam(key_adam, objective, fit.phi, num_steps=adam_steps, rate=_ROUGH_ADAM_RATE)
-        before, (mean, root) = mean_and_root(family, fit.phi), mean_and_root(family, climbed)
-        ends = _newton(key_newton, x, mean, root, model, family, steps, pairs_at_once, settle=settle)
-        runs = [before, (mean, root), *ends]
+        runs, settle = [mean_and_root(family, fit.phi)], jnp.maximum(steps // 3, 2)
+        if rough:
+            steps, extra, settle = steps * _ROUGH_NEWTON, _ROUGH_ADAM_STEPS * number, -_ROUGH_PRIOR_SWEEPS
+            objective = _objective(x, model, family)
+            climbed = _adam(key_adam, objective, fit.phi, num_steps=extra, rate=_ROUGH_ADAM_RATE)
+            runs.append(mean_and_root(family, climbed))
+        runs += _newton(key_newton, x, *runs[-1], model, family, steps, pairs_at_once, settle=settle)
         judged = judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
-        extra = adam_steps
     gradients = fit.num_gradients + steps * _gradients_per_step(family, method) + 2 * extra
     return Work(_fit(judged, fit.num_steps + steps + extra, gradients, settings), work.start)
 
 
 def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings) -> LocalFit:
     """Fit one datum and take it up again until it meets the tolerance or `max_reruns` is reached."""
-    work = first_fit(key, x, init, model, family, settings, pairs_at_once=64)
-    if not settings.max_reruns:
-        return work.fit
+    together = 64
+    work = first_fit(key, x, init, model, family, settings, pairs_at_once=together)
 
-    def unfinished(carry: tuple[Array, Work]) -> Array:
-        return (carry[0] < settings.max_reruns) & ~carry[1].fit.converged
+    def rounds(carry: tuple[Array, Work], end: int, *, rough: bool) -> tuple[Array, Work]:
+        def again(carry: tuple[Array, Work]) -> tuple[Array, Work]:
+            number, work = carry
+            options: dict[str, Any] = {"rough": rough, "pairs_at_once": together}
+            return number + 1, fit_again(key, number, x, work, model, family, settings, **options)
 
-    def again(carry: tuple[Array, Work]) -> tuple[Array, Work]:
-        return carry[0] + 1, fit_again(key, carry[0], x, carry[1], model, family, settings, pairs_at_once=64)
+        return jax.lax.while_loop(lambda carry: (carry[0] < end) & ~carry[1].fit.converged, again, carry)
 
-    return jax.lax.while_loop(unfinished, again, (jnp.asarray(0), work))[1].fit
+    carry = jnp.asarray(0), work
+    if settings.max_reruns:
+        carry = rounds(carry, 1, rough=False)
+    if settings.max_reruns > 1:
+        carry = rounds(carry, settings.max_reruns, rough=True)
+    return carry[1].fit
 
 
 def _choice_pairs(settings: Settings) -> int:

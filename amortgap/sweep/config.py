@@ -57,20 +57,22 @@ def parse_args(
     *,
     presets: Mapping[str, T] | None = None,
     description: str | None = None,
+    preset_flags: Sequence[str] = ("--preset",),
 ) -> T:
     """Instance of dataclass `cls` from the command line (`sys.argv` if `args` is None).
 
-    `--preset NAME` picks one of `presets` (the first is the default), `--config FILE` overrides it and flags override
-    both. A wrong flag, key or value ends the program with status 2 and a message with the nearest valid name.
+    `--preset NAME` (and its other spellings, if `preset_flags` has some) picks one of `presets` (the first is the
+    default), `--config FILE` overrides it and flags override both. A wrong flag, key or value ends the program with
+    status 2 and a message with the nearest valid name.
     """
     presets = dict(presets or {})
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
-    first.add_argument("--preset", default=next(iter(presets), None))
+    first.add_argument(*preset_flags, dest="preset", default=next(iter(presets), None))
     chosen, rest = first.parse_known_args(sys.argv[1:] if args is None else list(args))
     try:
         if chosen.preset is not None and chosen.preset not in presets:
-            raise ValueError(f"--preset {chosen.preset}: {nearest(chosen.preset, presets)}")
+            raise ValueError(f"{preset_flags[0]} {chosen.preset}: {nearest(chosen.preset, presets)}")
         base = None if chosen.preset is None else presets[chosen.preset]
         if chosen.config is not None:
             base = load_config(cls, chosen.config, base)
@@ -79,7 +81,7 @@ def parse_args(
         raise SystemExit(2) from error
     notes = ["--config FILE: a TOML or JSON file whose keys replace the defaults below"]
     if presets:
-        notes.append(f"--preset NAME: one of {', '.join(presets)} (default: {next(iter(presets))})")
+        notes.append(f"{', '.join(preset_flags)} NAME: one of {', '.join(presets)} (default: {next(iter(presets))})")
     text = "\n\n".join([description or "", *notes]).strip()
     if base is None:
         return tyro.cli(cls, args=rest, description=text)

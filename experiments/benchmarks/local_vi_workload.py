@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ import amortgap as ag
 class Study:
     """Sizes of the measurements."""
 
+    data: Literal["auto", "fashion_mnist", "mnist", "digits"] = "auto"
+    """Images; auto takes the first whose files are here (`make data` fetches them), digits enlarged to 28 x 28 else."""
     seed: int = 0
     """Seed of everything random."""
     latent_dim: int = 50
@@ -32,17 +34,17 @@ class Study:
     """Times every rate is measured, in turns with the others; those that take seconds once."""
     rate_steps: int = 20
     """Optimiser steps of every timed call."""
-    natural_horizons: tuple[int, ...] = (15, 30, 60, 125, 250, 500)
+    natural_horizons: tuple[int, ...] = (15, 30, 60, 125, 250, 500, 1000)
     """Natural-gradient steps of the runs to tolerance, each with a schedule of its own."""
-    fit_horizons: tuple[int, ...] = (60, 200)
-    """Steps of `fit_local` with its certificate; 200 is its default."""
-    adam_horizons: tuple[int, ...] = (30, 60, 125, 250, 500, 1000, 2000)
+    fit_horizons: tuple[int, ...] = (60, 200, 500)
+    """Steps of `fit_local` with its certificate; 500 is its default here."""
+    adam_horizons: tuple[int, ...] = (30, 60, 125, 250, 500, 1000, 2000, 4000)
     """Steps of the tuned Adam."""
     plain_horizons: tuple[int, ...] = (125, 250, 500, 1000, 2000)
     """Steps of the plain Adam rows."""
-    loop_horizons: tuple[int, ...] = (125, 500, 2000)
+    loop_horizons: tuple[int, ...] = (500, 2000)
     """Steps of the rows that fit one point after the other."""
-    reference_steps: int = 1000
+    reference_steps: int = 2000
     """Natural-gradient steps of the reference fit."""
     eval_samples: int = 256
     """Draws a datum on which all fits are compared."""
@@ -82,8 +84,24 @@ class Workload(NamedTuple):
     init: jax.Array
 
 
-def images(seed: int) -> ag.data.DataSet:
-    """Return the data: the digits, enlarged to 28 x 28 by linear interpolation, every pixel drawn once as Bernoulli."""
+def images(data: str, seed: int) -> ag.data.DataSet:
+    """Return images of 28 x 28 pixels, every pixel drawn once as Bernoulli of its intensity.
+
+    Raises:
+      ValueError: a named set whose files are not on this machine.
+    """
+    for name in ("fashion_mnist", "mnist") if data == "auto" else (data,):
+        if name == "digits":
+            break
+        try:
+            return getattr(ag.data, f"load_{name}")(binarisation="fixed", seed=seed)
+        except ValueError:
+            if data != "auto":
+                raise
+    return _enlarged_digits(seed)
+
+
+def _enlarged_digits(seed: int) -> ag.data.DataSet:
     digits = ag.data.load_digits(binarisation="none", seed=seed)
     rng = np.random.default_rng(seed)
 
@@ -97,7 +115,7 @@ def images(seed: int) -> ag.data.DataSet:
 
 def make_workload(study: Study) -> Workload:
     """Train the decoder with its encoder, and encode the first data."""
-    data = images(study.seed)
+    data = images(study.data, study.seed)
     key_model, key_encoder, key_train = jax.random.split(jax.random.key(study.seed), 3)
     pixels = data.train.shape[1]
     family = ag.families.MeanFieldNormal(study.latent_dim)
