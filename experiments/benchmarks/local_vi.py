@@ -1,6 +1,6 @@
 """Local VI on a 50-200-200-784 Bernoulli decoder: rates, time to tolerance, and what users have without this library.
 
-    python experiments/benchmarks/local_vi.py                    # preset default: about ten minutes on two cores
+    python experiments/benchmarks/local_vi.py                    # preset default: about half an hour
     python experiments/benchmarks/local_vi.py --preset smoke     # about a minute, mostly compilation
 
 Everything is measured in one run and on one core, rates in turns, ratios as medians over the turns. *Rate*: gradients
