@@ -1,0 +1,173 @@
+"""When and why amortized VI reaches factorized VI: four published experiments and two more, beside their exact answers.
+
+    python experiments/when_and_why.py --cluster local:2      # preset laptop: under 30 minutes on two cores
+    python experiments/when_and_why.py --preset paper         # published sizes: many hours on a CPU
+    python experiments/when_and_why.py --preset smoke         # a few minutes, mostly compilation
+
+*linear*: polynomial encoders, N = 100 to 100,000. *nonlinear*: as published (an objective without the normaliser of the
+likelihood) and normalised; encoders of width 1 to 32 against the certified optimum of their basin and of all starts.
+*saw*: a series whose encoder needs two observations. *hmm*: the published counter-example, why it proves nothing, and
+some that do; gap against window width. *image*: a decoder with Bayesian weights. *regression*: hierarchical regression
+with dense, block, diagonal, branch and amortized branch posteriors against the exact evidence. Encoders are trained by
+the library's recipe (elu, Adam with a cosine, then L-BFGS) and by the published one (ReLU, Adam at a constant rate).
+
+Expectations are deterministic wherever the model allows, all arithmetic is in 64 bits. Writes OUT/table.csv,
+OUT/claims.csv, OUT/table.json, OUT/when_and_why.{pdf,png} and OUT/paths.{pdf,png}; the exit status is 1 if the laptop
+or paper preset misses an exact target. Every method and size is a cell of a sweep: run again to resume.
+
+Source: Margossian and Blei, "Amortized variational inference: when and why?" (2024); Agrawal and Domke, "Amortized
+variational inference for simple hierarchical models" (2021).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from amortgap.runtime import prepare_compiler
+
+prepare_compiler(one_core=True)
+
+import jax
+from when_and_why_claims import CLAIMS, claims
+from when_and_why_exact import counter_examples, linear, regression, window
+from when_and_why_figure import paths_figure, results_figure
+from when_and_why_study import SCHEMA, Cell, Study
+from when_and_why_trained import image, noise, nonlinear, nonlinear_optima, saw, saw_exact
+
+from amortgap.figures import save
+from amortgap.sweep import CellResult, make_cells, read_csv
+from amortgap.sweep.config import parse_args
+from amortgap.sweep.files import write_atomic
+from amortgap.sweep.script import Flat, SweepOptions, run_sweep
+from amortgap.sweep.sidecar import write_sidecar
+from amortgap.sweep.table import Table, csv_text
+
+Part = Literal["linear", "nonlinear", "saw", "hmm", "image", "regression"]
+RECIPES = ("default", "published")
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the experiment."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    parts: tuple[Part, ...] = ("linear", "nonlinear", "saw", "hmm", "image", "regression")
+    """Parts to run."""
+    enforce: bool = True
+    """Exit with status 1 if a target is missed; the smoke preset is too small to meet them."""
+    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=Path("results/when_and_why")))
+
+
+PRESETS = {
+    "laptop": Args(),
+    "paper": Args(
+        study=Study(
+            published_steps=20_000, published_draws=100, batch_size=10_000, saw_steps=30_000, noise_stride=1,
+            noise_steps=8000, image_count=10_000, image_steps=50_000, image_latents=64, image_decoder=256,
+            image_widths=(1, 64, 128, 256), image_seeds=10, regression_dim=10,
+        )
+    ),
+    "smoke": Args(
+        enforce=False,
+        study=Study(
+            seeds=2, linear_counts=(20, 40), nonlinear_stride=500, nonlinear_widths=(2,), exact_nodes=12,
+            trained_nodes=8, adam_steps=20, polish_steps=5, published_steps=20, published_draws=2, batch_size=10,
+            noise_stride=2, noise_steps=20, normalised_seeds=1, saw_widths=(2,), saw_steps=20, chain_length=8,
+            half_windows=(0, 1), image_data="digits", image_count=20, image_steps=20, image_latents=2, image_decoder=4,
+            image_widths=(2,), image_seeds=1, regression_dim=2, regression_groups=(4,), regression_free=4,
+            regression_steps=20,
+        ),
+    ),
+}  # fmt: skip
+
+
+def configurations(args: Args) -> list[Cell]:
+    """Return the cells of the parts that were asked for."""
+    study = args.study
+    found: dict[str, list[tuple[str, int]]] = {
+        "linear": [("degrees", count) for count in study.linear_counts],
+        "nonlinear": [
+            ("optima", -1),
+            ("noise", -1),
+            *((recipe, k) for recipe in RECIPES for k in study.nonlinear_widths),
+            ("normalised optima", -1),
+            *(("normalised", k) for k in study.nonlinear_widths[-1:]),
+        ],
+        "saw": [
+            ("optima", -1),
+            *((f"{recipe} {inputs}", k) for inputs in (1, 2) for recipe in RECIPES for k in study.saw_widths),
+        ],
+        "hmm": [("counter-examples", -1), *(("window", w) for w in study.half_windows)],
+        "image": [("F-VI", -1), ("Const", -1), *(("A-VI", k) for k in study.image_widths)],
+        "regression": [("structures", count) for count in study.regression_groups],
+    }
+    return [Cell(study, part, item, size) for part in args.parts for item, size in found[part]]
+
+
+def rows_of(cell: Cell) -> list[dict]:
+    """Return the rows of one cell."""
+    study, size, item = cell.study, cell.size, cell.item
+    if cell.part == "linear":
+        return linear(study, size)
+    if cell.part == "hmm":
+        return window(study, size) if item == "window" else counter_examples(study)
+    if cell.part == "regression":
+        return regression(study, size)
+    if cell.part == "image":
+        return image(study, item, size)
+    if cell.part == "saw":
+        if item == "optima":
+            return saw_exact(study)
+        recipe, inputs = item.split()
+        return saw(study, recipe, int(inputs), size)
+    if item == "noise":
+        return noise(study)
+    if "optima" in item:
+        return nonlinear_optima(study, item.startswith("normalised"))
+    return nonlinear(study, item if item in RECIPES else "default", size, normalised=item == "normalised")
+
+
+def compute(cells: Sequence[Cell]) -> list[CellResult]:
+    """Return the results of the cells of one call, in 64 bits."""
+    jax.config.update("jax_enable_x64", True)
+    return [CellResult(rows=rows_of(cell)) for cell in cells]
+
+
+def main() -> int:
+    """Run the experiment, write tables, figures and sidecar, and return the exit status."""
+    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    began = time.perf_counter()
+    cells = make_cells(configurations(args), schema_version=SCHEMA.version)
+    # The cells of a part go to one worker after the other, because its optima are computed once a process.
+    summary = run_sweep(cells, compute, args.sweep, schema=SCHEMA)
+    if args.sweep.dry_run or summary.exit_status == 130:
+        return summary.exit_status
+    out = args.sweep.out
+    rows = read_csv(out / "table.csv", SCHEMA).rows
+    found = claims(rows)
+    write_atomic(out / "claims.csv", csv_text(Table(CLAIMS, found)).encode())
+    files = [out / "table.csv", out / "claims.csv"]
+    files += [*save(results_figure(rows), out, "when_and_why"), *save(paths_figure(rows), out, "paths")]
+    missed = [row for row in rows if row["met"] is False]
+    checked = sum(row["met"] is not None for row in rows)
+    if summary.computed or not (out / "table.json").exists():
+        spent = round(time.perf_counter() - began, 1)
+        write_sidecar(
+            out / "table.json", config=args, files=files, schema=SCHEMA, seconds=spent, checked=checked,
+            missed=len(missed), cells=dataclasses.asdict(summary),
+        )  # fmt: skip
+    for claim in found:
+        print(f"{claim['verdict']}: {claim['claim']}: {claim['evidence']}")
+    for row in missed:
+        print(f"missed: {row}")
+    print(f"{checked - len(missed)} of {checked} targets met; table: {out / 'table.csv'}")
+    return summary.exit_status or (1 if missed and args.enforce else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

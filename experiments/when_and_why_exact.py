@@ -1,0 +1,199 @@
+"""The parts of `when_and_why.py` with exact answers: linear model, hidden Markov series and hierarchical regression."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from when_and_why_data import linear_data
+from when_and_why_study import Study, at_most, row
+
+import amortgap as ag
+from amortgap.expectations import CUBATURE
+from amortgap.families import Branch
+from amortgap.inference import (
+    amortized_factors,
+    constant_factors,
+    factorized_optimum,
+    free_factors,
+    global_local_vi,
+)
+from amortgap.models import windows
+
+NORMAL = ag.families.MeanFieldNormal(1)
+SCALAR = {"global_family": NORMAL, "family": NORMAL}
+EXACT: dict[str, Any] = {"global_expectation": CUBATURE, "local_expectation": CUBATURE}
+TAU, SIGMA = 1.155, 2.43
+Rows = list[dict[str, Any]]
+
+
+def lbfgs(xs: Any, factors: Any, *, steps: int = 100, **given: Any) -> Any:
+    """Return the fit by L-BFGS on all data with exact expectations."""
+    options: dict[str, Any] = {"optimizer": "lbfgs", "num_steps": steps, "num_evaluations": 2}
+    return global_local_vi(jax.random.key(0), xs, factors=factors, **options, **EXACT, **given)
+
+
+def polynomial(xs: Any, degree: int) -> tuple[Any, Any, np.ndarray]:
+    """Return data, factors and features of the encoder whose mean is a polynomial of the (scalar) datum."""
+    features = np.asarray(xs, np.float64) ** np.arange(degree + 1)
+    if degree == 0:
+        return xs, constant_factors(NORMAL), features
+    # Powers are nearly dependent: an orthonormal basis of the same space is what L-BFGS can climb in.
+    basis = np.linalg.qr(features)[0] * math.sqrt(len(features))
+    encoder = ag.encoders.linear(jax.random.key(degree), degree, NORMAL, rank=1)
+    return {"datum": xs, "input": jnp.asarray(basis[:, 1:])}, amortized_factors(encoder, NORMAL), features
+
+
+def linear(study: Study, num_data: int) -> Rows:
+    """Return approximation KL and amortization gaps of polynomials of degree 0 to 2, measured and exact."""
+    model = ag.models.LinearHierarchy(tau=TAU, sigma=SIGMA)
+    xs = jnp.asarray(linear_data(0, num_data, TAU, SIGMA))
+    given = {"model": model, **SCALAR}
+    best = factorized_optimum(xs, starts=NORMAL.standard()[None], **given).elbo
+    posterior, variance = model.posterior(xs), TAU**2 + SIGMA**2
+    x = np.asarray(xs)[:, 0]
+    evidence = (num_data - 1) * math.log(2 * math.pi * variance) + math.log(num_data)
+    evidence = -0.5 * (evidence + np.sum((x - x.mean()) ** 2) / variance)
+    where = {"part": "linear", "num_data": num_data}
+    # Rounding of a sum of N terms.
+    limit = 1e-6 * max(1, num_data / 10_000)
+    rows = [
+        row(
+            **where, method="F-VI", quantity="approximation KL, nats", value=float(evidence - best), target=0.10184510,
+            tolerance=limit,
+        )
+    ]  # fmt: skip
+    for degree in (0, 1, 2):
+        read, factors, features = polynomial(xs, degree)
+        fit = lbfgs(read, factors, **given)
+        exact = posterior.linear_gap(features)
+        rows.append(
+            row(
+                **where, method="A-VI", size=degree, quantity="gap, nats", value=float(best - fit.elbo), target=exact,
+                tolerance=limit * max(1.0, exact),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def counter_examples(study: Study) -> Rows:
+    """Return why the published counter-example proves nothing, and examples that do."""
+    number = 100
+    published = 3 * np.eye(number + 1) - 2 * (np.eye(number + 1, k=1) + np.eye(number + 1, k=-1))
+    # z_0 has a flat prior and no observation; the last state has no successor.
+    precision = np.diag([1.0, *[3.0] * (number - 1), 2.0]) - np.eye(number + 1, k=1) - np.eye(number + 1, k=-1)
+    ones = np.concatenate([[0.0], np.ones(number)])
+    where = {"part": "hmm", "num_data": number}
+    smallest = float(np.linalg.eigvalsh(published)[0])
+    spread = float(np.abs(np.linalg.solve(precision, ones) - 1).max())
+    rows = [
+        # A precision matrix has none below zero.
+        row(**where, method="published matrix", quantity="smallest eigenvalue", value=smallest, met=smallest < 0),
+        row(
+            **where, method="right matrix, all x = 1", quantity="largest distance of a mean from 1", value=spread,
+            target=0.0, tolerance=1e-10,
+        ),
+    ]  # fmt: skip
+    proper = precision.copy()
+    proper[0, 0] += 1
+    means = np.linalg.solve(proper, ones)
+    for index, target in enumerate((0.764, 0.910, 0.966, 0.987), start=1):
+        what = f"mean of state {index}"
+        method = "proper prior, all x = 1"
+        rows.append(
+            row(**where, method=method, quantity=what, value=float(means[index]), target=target, tolerance=5e-4)
+        )
+    chain = ag.models.LinearGaussianChain(
+        length=number, transition=1.0, process_variance=1.0, observation_variance=1.0, initial_variance=2.0
+    )
+    x = np.array(chain.sample(jax.random.key(0))[1])
+    for method, copied in (("x_50 copied from x_49", 0), ("window of three copied", 1)):
+        same = x.copy()
+        here, there = (48, 49) if copied == 0 else (48, 52)
+        same[there - copied : there + copied + 1] = same[here - copied : here + copied + 1]
+        smooth = np.linalg.solve(chain.posterior_precision(), same)
+        apart = abs(float(smooth[here] - smooth[there]))
+        what = "distance of the means of equal inputs"
+        rows.append(row(**where, method=method, quantity=what, value=apart, met=apart > 1e-3))
+    return rows
+
+
+def window(study: Study, half_width: int) -> Rows:
+    """Return the gap of the best affine encoder of a window: exact, by dense least squares, and trained."""
+    # Two series of one length, because an encoder needs more than one datum; the gap is their mean.
+    chain = ag.models.LinearGaussianChain(
+        length=study.chain_length, transition=0.8, process_variance=0.5, observation_variance=0.7
+    )
+    xs = jnp.stack([chain.sample(jax.random.key(seed))[1] for seed in (0, 1)])
+    root = np.linalg.cholesky(chain.posterior_precision()).T
+    means = np.stack([np.asarray(chain.smooth(x).mean) for x in xs])
+    inputs = [np.column_stack([np.ones(len(x)), windows(x, half_width)]) for x in xs]
+    design, target = np.concatenate([root @ part for part in inputs]), (means @ root.T).ravel()
+    fitted = design @ np.linalg.lstsq(design, target, rcond=None)[0]
+    dense = float(0.5 * np.sum((fitted - target) ** 2) / len(xs))
+    family = ag.families.MeanFieldNormal(study.chain_length)
+    encoder = ag.encoders.window(jax.random.key(1), study.chain_length, 1, family, reach=half_width)
+    fit = ag.amortized_vi(
+        jax.random.key(2), xs, model=chain, family=family, encoder=encoder, optimizer="lbfgs", estimator="cubature",
+        num_steps=300, num_evaluations=2,
+    )  # fmt: skip
+    # What the means lose: scales at the ends differ from those inside, and the shared ones of a window cannot follow.
+    found = jax.vmap(lambda x: family.moments(fit.encoder(x))[0])(xs)
+    trained = float(np.mean([chain.mean_gap(np.asarray(own), x) for own, x in zip(found, np.asarray(xs), strict=True)]))
+    where = {"part": "hmm", "num_data": study.chain_length, "size": half_width}
+    alone = chain.window_gap(xs[0], half_width)
+    one, first = inputs[0], means[0]
+    solved = root @ one @ np.linalg.lstsq(root @ one, root @ first, rcond=None)[0] - root @ first
+    name = "gap of one series, nats"
+    return [
+        row(
+            **where, method="exact", quantity=name, value=alone, target=float(0.5 * solved @ solved), tolerance=1e-6,
+        ),
+        row(**where, method="exact", quantity="gap, nats", value=dense),
+        # Exact expectations: what is left is the optimiser's, and there is no noise to have a standard error.
+        row(**where, method="trained", quantity="gap, nats", value=trained, target=dense, tolerance=1e-3),
+    ]  # fmt: skip
+
+
+def regression(study: Study, groups: int) -> Rows:
+    """Return what each structure of q loses of the exact evidence, and what branches and their amortization lose."""
+    d = study.regression_dim
+    model = ag.models.HierarchicalRegression(dim=d)
+    xs = model.sample(jax.random.key(groups), groups, 20)[2]
+    posterior, evidence = model.posterior(xs), model.log_evidence(xs)
+    where = {"part": "regression", "num_data": groups}
+    full, diagonal = ag.families.FullRankNormal(d), ag.families.MeanFieldNormal(d)
+    rows = [row(**where, method="joint dense", quantity="gap to the evidence, nats", value=0.0)]
+    for name, family in (("block", full), ("diagonal", diagonal)):
+        exact = posterior.kl(name)
+        value = exact
+        if groups <= study.regression_free:
+            given = {"model": model, "global_family": family, "family": family}
+            value = evidence - float(factorized_optimum(xs, starts=family.standard()[None], **given).elbo)
+        limits = {"target": exact, "tolerance": 1e-5 * max(1.0, groups / 100)}
+        rows.append(row(**where, method=f"joint {name}", quantity="gap to the evidence, nats", value=value, **limits))
+    given = {"model": model, "global_family": full, "family": full}
+    branch = Branch(full, d)
+    if groups <= study.regression_free:
+        fit = lbfgs(xs, free_factors(branch, groups), steps=300, **given)
+        # A normal branch holds the exact posterior.
+        gap = evidence - float(fit.elbo)
+        what = "gap to the evidence, nats"
+        rows.append(row(**where, method="branch", quantity=what, value=gap, **at_most(0.01 * max(1, groups / 10), gap)))
+    read = {"datum": xs, "input": jax.vmap(lambda group: group.features())(xs)}
+    encoder = ag.encoders.mlp(
+        jax.random.key(1), read["input"].shape[1], branch, width=32, depth=2, standardize=read["input"]
+    )
+    fit = global_local_vi(
+        jax.random.key(2), read, factors=amortized_factors(encoder, branch), batch_size=min(200, groups),
+        num_steps=study.regression_steps, num_evaluations=5, **given, **EXACT,
+    )  # fmt: skip
+    gap = evidence - float(fit.elbo)
+    rows.append(row(**where, method="amortized branch", quantity="gap to the evidence, nats", value=gap))
+    rows.append(row(**where, method="amortized branch", quantity="gap per group, nats", value=gap / groups))
+    seconds = float(jnp.sum(fit.trace.seconds))
+    rows.append(row(**where, method="amortized branch", quantity="seconds, compilation included", value=seconds))
+    return rows

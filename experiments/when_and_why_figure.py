@@ -1,0 +1,169 @@
+"""The figures of `when_and_why.py`, drawn from its table alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from amortgap.figures import style, zero_line
+
+COLOURS = {"A-VI, default": "#0072B2", "A-VI, published": "#D55E00"}
+NAMES = {"A-VI, default": "elu, Adam and L-BFGS", "A-VI, published": "ReLU, constant Adam"}
+PARTS = {
+    "nonlinear": "nonlinear model",
+    "saw, 1 input": "saw series, $x_n$",
+    "saw, 2 inputs": "saw series, $x_{n-1}, x_n$",
+}
+STRUCTURES = {
+    "joint diagonal": "#009E73",
+    "joint block": "#CC79A7",
+    "branch": "#000000",
+    "amortized branch": "#0072B2",
+}
+
+
+def _pick(rows: list[dict[str, Any]], **where: Any) -> list[dict[str, Any]]:
+    return [row for row in rows if all(row[name] == value for name, value in where.items())]
+
+
+def results_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Return final gap against width with the optimum as zero line, gap against window and N, and steps to converge."""
+    with style():
+        figure, axes = plt.subplots(2, 3, figsize=(7.6, 5.0), layout="constrained")
+        for ax, (part, name) in zip(axes[0], PARTS.items(), strict=True):
+            _gaps(ax, _pick(rows, part=part))
+            ax.set_title(f"{name}: final gap")
+        _steps(axes[1, 0], _pick(rows, part="nonlinear", quantity="steps to 1 %"))
+        _windows(axes[1, 1], _pick(rows, part="hmm", quantity="gap, nats"))
+        _structures(axes[1, 2], _pick(rows, part="regression", quantity="gap to the evidence, nats"))
+        marks = [Line2D([], [], color=COLOURS[m], marker="o", markersize=3, label=NAMES[m]) for m in COLOURS]
+        marks.append(
+            Line2D([], [], color="#777777", marker="x", linestyle="none", markersize=4, label="dead or diverged")
+        )
+        figure.legend(handles=marks, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _gaps(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    for index, (method, colour) in enumerate(COLOURS.items()):
+        own = _pick(rows, method=method)
+        dead = {(row["size"], row["seed"]) for row in _pick(own, quantity="dead or diverged") if row["value"]}
+        shift = 1.06 if index else 1 / 1.06
+        for row in _pick(own, quantity="gap, nats"):
+            bad = (row["size"], row["seed"]) in dead
+            # A diverged seed has no gap: it is drawn at the upper edge.
+            height = row["value"] if row["value"] is not None else 1.0
+            where = ax.transData if row["value"] is not None else ax.get_xaxis_transform()
+            ax.plot(
+                shift * row["size"], height, "x" if bad else "o", color=colour, alpha=0.6, markersize=4 if bad else 2.5,
+                transform=where, clip_on=False, linestyle="none",
+            )  # fmt: skip
+        middle = sorted(
+            (row["size"], row["value"]) for row in _pick(own, quantity="median gap, nats") if row["value"] is not None
+        )
+        if middle:
+            ax.plot(*zip(*middle, strict=True), color=colour)
+    zero_line(ax)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_xlabel("width of the encoder")
+    ax.set_ylabel("gap to F-VI, nats")
+
+
+def _steps(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    for index, (method, colour) in enumerate(COLOURS.items()):
+        for row in _pick(rows, method=method):
+            shift = 1.08 if index else 1 / 1.08
+            if row["value"] is None:
+                ax.plot(
+                    shift * row["size"],
+                    1.0,
+                    "x",
+                    color=colour,
+                    alpha=0.5,
+                    transform=ax.get_xaxis_transform(),
+                    clip_on=False,
+                )
+            else:
+                ax.plot(shift * row["size"], row["value"], "o", color=colour, alpha=0.5, markersize=2.5)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xlabel("width of the encoder")
+    ax.set_ylabel("steps")
+    ax.set_title("nonlinear model: steps to 1 % (x: never)")
+
+
+def _windows(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    for method, mark in (("exact", "-"), ("trained", "o")):
+        points = sorted((row["size"], row["value"]) for row in _pick(rows, method=method))
+        if points:
+            ax.plot(
+                *zip(*points, strict=True),
+                mark,
+                color="#000000" if mark == "-" else "#0072B2",
+                markersize=3.5,
+                label=method,
+            )
+    ax.set_yscale("log")
+    ax.set_xlabel("observations on either side")
+    ax.set_ylabel("gap, nats")
+    ax.set_title("hidden Markov series")
+    ax.legend()
+
+
+def _structures(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    for method, colour in STRUCTURES.items():
+        points = sorted((row["num_data"], row["value"] / row["num_data"]) for row in _pick(rows, method=method))
+        if points:
+            ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=method)
+    zero_line(ax)
+    ax.set_xscale("log")
+    ax.set_yscale("symlog", linthresh=1e-4)
+    ax.set_xlabel("groups")
+    ax.set_ylabel("gap per group, nats")
+    ax.set_title("regression: gap to the evidence")
+    ax.legend()
+
+
+def paths_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Return the paths of the first seed: gap against time, for every width and recipe, and the ELBO on images."""
+    with style():
+        figure, axes = plt.subplots(2, 4, figsize=(10.2, 4.8), layout="constrained")
+        for column, (part, name) in enumerate(PARTS.items()):
+            paths = _pick(rows, part=part, quantity="path, nats", seed=0)
+            for ax, cost in zip(axes[:, column], ("seconds", "visits"), strict=True):
+                _paths(ax, paths, cost)
+                ax.set_yscale("symlog", linthresh=0.1)
+                ax.set_ylabel("gap to F-VI, nats")
+                ax.set_title(name)
+        for ax, cost in zip(axes[:, 3], ("seconds", "visits"), strict=True):
+            _paths(ax, _pick(rows, part="image", quantity="path, nats", seed=0), cost)
+            ax.set_ylabel("ELBO of all data, nats")
+            ax.set_title("images")
+    return figure
+
+
+def _paths(ax: Axes, rows: list[dict[str, Any]], cost: str) -> None:
+    groups: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["value"] is not None and row[cost] is not None:
+            groups.setdefault((row["method"], row["size"]), []).append((row[cost], row["value"]))
+    widths = sorted({size for _, size in groups})
+    for (method, size), points in groups.items():
+        shade = 0.25 + 0.75 * (widths.index(size) + 1) / len(widths)
+        colour = COLOURS.get(method, {"F-VI": "#000000", "Const": "#777777"}.get(method, "#0072B2"))
+        label = (
+            f"{method.split(',')[0]}{f', k = {size}' if size > 0 else ''}"
+            if ax.get_subplotspec().colspan.start == 3
+            else None
+        )
+        ax.plot(*np.asarray(sorted(points)).T, color=colour, alpha=shade, linewidth=0.9, label=label)
+    ax.set_xscale("log")
+    ax.set_xlabel({"seconds": "seconds", "visits": "bounds of single data, with gradient"}[cost])
+    if any(line.get_label()[:1] != "_" for line in ax.get_lines()):
+        ax.legend(fontsize=5)
