@@ -173,7 +173,7 @@ def regression(study: Study, groups: int) -> Rows:
         if groups <= study.regression_free:
             given = {"model": model, "global_family": family, "family": family}
             value = evidence - float(factorized_optimum(xs, starts=family.standard()[None], **given).elbo)
-        limits = {"target": exact, "tolerance": 1e-5 * max(1.0, groups / 100)}
+        limits: dict[str, Any] = {"target": exact, "tolerance": 1e-5 * max(1.0, groups / 100)}
         rows.append(row(**where, method=f"joint {name}", quantity="gap to the evidence, nats", value=value, **limits))
     given = {"model": model, "global_family": full, "family": full}
     branch = Branch(full, d)

@@ -142,13 +142,13 @@ def paths_figure(rows: list[dict[str, Any]]) -> Figure:
                 ax.set_ylabel("gap to F-VI, nats")
                 ax.set_title(name)
         for ax, cost in zip(axes[:, 3], ("seconds", "visits"), strict=True):
-            _paths(ax, _pick(rows, part="image", quantity="path, nats", seed=0), cost)
+            _paths(ax, _pick(rows, part="image", quantity="path, nats", seed=0), cost, named=True)
             ax.set_ylabel("ELBO of all data, nats")
             ax.set_title("images")
     return figure
 
 
-def _paths(ax: Axes, rows: list[dict[str, Any]], cost: str) -> None:
+def _paths(ax: Axes, rows: list[dict[str, Any]], cost: str, *, named: bool = False) -> None:
     groups: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for row in rows:
         if row["value"] is not None and row[cost] is not None:
@@ -157,13 +157,10 @@ def _paths(ax: Axes, rows: list[dict[str, Any]], cost: str) -> None:
     for (method, size), points in groups.items():
         shade = 0.25 + 0.75 * (widths.index(size) + 1) / len(widths)
         colour = COLOURS.get(method, {"F-VI": "#000000", "Const": "#777777"}.get(method, "#0072B2"))
-        label = (
-            f"{method.split(',')[0]}{f', k = {size}' if size > 0 else ''}"
-            if ax.get_subplotspec().colspan.start == 3
-            else None
-        )
-        ax.plot(*np.asarray(sorted(points)).T, color=colour, alpha=shade, linewidth=0.9, label=label)
+        label = f"{method}, k = {size}" if size > 0 else method
+        path = np.asarray(sorted(points))
+        ax.plot(path[:, 0], path[:, 1], color=colour, alpha=shade, linewidth=0.9, label=label if named else None)
     ax.set_xscale("log")
     ax.set_xlabel({"seconds": "seconds", "visits": "bounds of single data, with gradient"}[cost])
-    if any(line.get_label()[:1] != "_" for line in ax.get_lines()):
+    if named and groups:
         ax.legend(fontsize=5)

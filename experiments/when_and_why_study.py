@@ -119,9 +119,9 @@ def row(part: str, method: str, quantity: str, value: Any, **more: Any) -> dict[
         name: (None if item is None or (isinstance(item, float) and not math.isfinite(item)) else item)
         for name, item in more.items()
     }
-    if base["target"] is not None:
-        distance = math.inf if base["value"] is None else abs(base["value"] - base["target"])
-        base["met"] = bool(distance <= base["tolerance"])
+    target, tolerance = more.get("target"), more.get("tolerance", 0.0)
+    if target is not None:
+        base["met"] = base["value"] is not None and abs(base["value"] - target) <= tolerance
     return base
 
 

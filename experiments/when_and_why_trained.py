@@ -59,15 +59,15 @@ def nonlinear_known(study: Study, normalised: bool) -> Known:
     """Return the optima of the nonlinear model: in the basin of the prior's start, from many starts, and shared."""
     model, xs = _nonlinear(study, normalised)
     # The data set is one datum with latent theta: its log joint at fixed z is quadratic in theta, so cubature is exact.
-    rule = {"local_expectation": Expectation("quadrature", study.exact_nodes)}
+    rule: dict[str, Any] = {"local_expectation": Expectation("quadrature", study.exact_nodes)}
     given: dict[str, Any] = {"model": model, **SCALAR, **rule}
-    sweeps = {"tolerance": 1e-6}
-    basin = factorized_optimum(xs, starts=NORMAL.standard()[None], **given, **sweeps)
+    given["tolerance"] = 1e-6
+    basin = factorized_optimum(xs, starts=NORMAL.standard()[None], **given)
     starts = jnp.concatenate([_best_starts(study, model, xs, basin.global_phi[:1]), basin.local.phi[:, None]], axis=1)
-    everywhere = factorized_optimum(xs, starts=starts, global_start=basin.global_phi, **given, **sweeps)
+    everywhere = factorized_optimum(xs, starts=starts, global_start=basin.global_phi, **given)
     shared = global_local_vi(
         jax.random.key(0), xs, factors=constant_factors(NORMAL), optimizer="lbfgs", num_steps=100, num_evaluations=2,
-        global_expectation=CUBATURE, **given,
+        global_expectation=CUBATURE, model=model, **SCALAR, **rule,
     )  # fmt: skip
     return Known(float(basin.elbo), float(everywhere.elbo), float(shared.elbo))
 
@@ -98,7 +98,7 @@ def nonlinear(study: Study, recipe: str, width: int, *, normalised: bool = False
     }
     given: dict[str, Any] = {"model": model, **SCALAR}
     # Under both expectations the evaluation is the same deterministic bound.
-    judge = {"evaluation": (CUBATURE, exact["local_expectation"])}
+    judge: dict[str, Any] = {"evaluation": (CUBATURE, exact["local_expectation"])}
     chains = []
     for seed in range(study.normalised_seeds if normalised else study.seeds):
         factors = mlp_factors(seed, xs, NORMAL, width, recipe=recipe, separate=True)
