@@ -24,7 +24,7 @@ from amortgap.inference import (
 from amortgap.models import windows
 
 NORMAL = ag.families.MeanFieldNormal(1)
-SCALAR = {"global_family": NORMAL, "family": NORMAL}
+SCALAR: dict[str, Any] = {"global_family": NORMAL, "family": NORMAL}
 EXACT: dict[str, Any] = {"global_expectation": CUBATURE, "local_expectation": CUBATURE}
 TAU, SIGMA = 1.155, 2.43
 Rows = list[dict[str, Any]]

@@ -164,8 +164,9 @@ def _saw() -> tuple[Any, Any]:
 def saw_known() -> Known:
     """Return the optima of the saw series."""
     model, xs = _saw()
-    best = factorized_optimum(xs, model=model, starts=NORMAL.standard()[None], **SCALAR).elbo
-    shared = lbfgs(xs, constant_factors(NORMAL), model=model, **SCALAR).elbo
+    given: dict[str, Any] = {"model": model, **SCALAR}
+    best = factorized_optimum(xs, starts=NORMAL.standard()[None], **given).elbo
+    shared = lbfgs(xs, constant_factors(NORMAL), **given).elbo
     return Known(float(best), float(best), float(shared))
 
 
@@ -192,7 +193,7 @@ def saw_exact(study: Study) -> Rows:
     posterior, now = model.posterior(xs), np.asarray(xs)[:, 1:]
     for degree, target in ((1, 339.620553), (2, 338.465), (3, 336.022), (5, 331.316), (9, 328.569)):
         gap = posterior.linear_gap((now / 5) ** np.arange(degree + 1))
-        limits = {"target": target, "tolerance": 1e-3}
+        limits: dict[str, Any] = {"target": target, "tolerance": 1e-3}
         rows.append(row(**where, method="polynomial of x_n", size=degree, quantity="gap, nats", value=gap, **limits))
     variance = 1 + 0.75**2
     series = np.asarray(xs)
@@ -201,7 +202,7 @@ def saw_exact(study: Study) -> Rows:
     evidence = -0.5 * (n * np.log(2 * np.pi * variance) + np.sum((off - off.mean()) ** 2) / variance)
     evidence += 0.5 * np.log(2 * np.pi * variance / (n * 0.75**2))
     kl = float(evidence - known.basin)
-    exact = {"target": 0.223144, "tolerance": 1e-6}
+    exact: dict[str, Any] = {"target": 0.223144, "tolerance": 1e-6}
     return [*rows, row(**where, method="F-VI", quantity="approximation KL, nats", value=kl, **exact)]
 
 
