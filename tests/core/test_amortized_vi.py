@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
+from amortgap.inference.annealing import Annealed
 
 MODEL = ag.models.FactorAnalysis(
     loadings=jnp.array([[1.0, 0.9], [0.6, 1.2], [0.8, -0.5]]),
@@ -242,3 +243,33 @@ def test_train_vae_with_an_affine_decoder_approaches_the_maximum_likelihood_of_f
     assert reached > jax.vmap(uncorrelated.log_evidence)(xs).mean() + 0.1
     # The ELBO of the trace is that of its model, and nearly tight: the posterior is in the family.
     assert abs(fit.trace.elbo.max() - reached) < 0.05
+
+
+@pytest.mark.parametrize("estimator", ["total", "analytic_entropy", "sticking_the_landing"])
+def test_annealed_entropy_counts_for_its_weight(key, estimator):
+    phi, x = jnp.array([0.3, -0.2, -0.5, 0.1]), XS[0]
+    given = {"model": MODEL, "num_samples": 6, "estimator": estimator}
+    noise = jax.random.normal(key, (6, 2))
+    joint = jnp.mean(jax.vmap(lambda e: MODEL.log_joint(MEAN_FIELD.transform(e, phi), x))(noise))
+    whole = ag.elbo(key, phi, x, family=MEAN_FIELD, **given)
+    for weight in (0.0, 0.3, 1.0):
+        value = ag.elbo(key, phi, x, family=Annealed(MEAN_FIELD, jnp.asarray(weight)), **given)
+        np.testing.assert_allclose(value, weight * whole + (1 - weight) * joint, rtol=1e-5)
+    mixture = Annealed(ag.families.MixtureOfNormals(2, 2), jnp.asarray(0.5))
+    z, log_q = mixture.base.sample_and_log_prob(key, mixture.standard())
+    np.testing.assert_allclose(mixture.sample_and_log_prob(key, mixture.standard())[1], 0.5 * log_q, rtol=1e-6)
+    np.testing.assert_allclose(mixture.log_prob(z, mixture.standard()), 0.5 * log_q, rtol=1e-5)
+    assert not hasattr(mixture, "transform")
+
+
+def test_warming_up_the_entropy_narrows_q_at_first(key):
+    vae = ag.models.deep_latent_gaussian(key, latent_dim=2, data_dim=3, width=1, depth=0, likelihood="gaussian")
+    encoder = ag.encoders.linear(key, 3, MEAN_FIELD, rank=1)
+    given = {"model": vae, "family": MEAN_FIELD, "encoder": encoder, "num_steps": 40, "num_evaluations": 2}
+    with_it, without = (
+        ag.train_vae(key, XS, entropy_warmup=steps, learning_rate=0.1, batch_size=10, **given) for steps in (40, 0)
+    )
+    scales = [jax.vmap(fit.encoder)(XS)[:, 2:].mean() for fit in (with_it, without)]
+    assert scales[0] < scales[1] - 0.1
+    with pytest.raises(ValueError, match="entropy_warmup must be a whole number, between 0 and 40, got 41"):
+        ag.train_vae(key, XS, entropy_warmup=41, **given)
