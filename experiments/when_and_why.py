@@ -24,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -132,10 +131,10 @@ def rows_of(cell: Cell) -> list[dict]:
     return nonlinear(study, item if item in RECIPES else "default", size, normalised=item == "normalised")
 
 
-def compute(cells: Sequence[Cell]) -> list[CellResult]:
-    """Return the results of the cells of one call, in 64 bits."""
+def compute(cell: Cell) -> CellResult:
+    """Return the result of one cell, in 64 bits."""
     jax.config.update("jax_enable_x64", True)
-    return [CellResult(rows=rows_of(cell)) for cell in cells]
+    return CellResult(rows=rows_of(cell))
 
 
 def main() -> int:
@@ -143,7 +142,6 @@ def main() -> int:
     args = parse_args(Args, presets=PRESETS, description=__doc__)
     began = time.perf_counter()
     cells = make_cells(configurations(args), schema_version=SCHEMA.version)
-    # The cells of a part go to one worker after the other, because its optima are computed once a process.
     summary = run_sweep(cells, compute, args.sweep, schema=SCHEMA)
     if args.sweep.dry_run or summary.exit_status == 130:
         return summary.exit_status

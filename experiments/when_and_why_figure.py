@@ -113,7 +113,8 @@ def _windows(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xlabel("observations on either side")
     ax.set_ylabel("gap, nats")
     ax.set_title("hidden Markov series")
-    ax.legend()
+    if ax.get_lines():
+        ax.legend()
 
 
 def _structures(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -127,7 +128,8 @@ def _structures(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xlabel("groups")
     ax.set_ylabel("gap per group, nats")
     ax.set_title("regression: gap to the evidence")
-    ax.legend()
+    if rows:
+        ax.legend()
 
 
 def paths_figure(rows: list[dict[str, Any]]) -> Figure:
