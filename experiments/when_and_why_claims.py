@@ -68,7 +68,7 @@ def _wider_is_faster(rows: Rows) -> tuple[bool, str]:
     middle = {width: sorted(steps)[len(steps) // 2] for width, steps in found.items()}
     widths = sorted(middle)
     text = ", ".join(f"{middle[width]:.0f} at k = {width}" for width in widths)
-    return middle[widths[-1]] <= middle[widths[len(widths) // 2]], f"median steps to 1 %: {text}"
+    return middle[widths[-1]] <= middle[widths[len(widths) // 2]] < math.inf, f"median steps to 1 %: {text}"
 
 
 def _encoder_beats_free_factors(rows: Rows) -> tuple[bool, str]:

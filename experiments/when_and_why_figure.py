@@ -92,7 +92,8 @@ def _steps(ax: Axes, rows: list[dict[str, Any]]) -> None:
             else:
                 ax.plot(shift * row["size"], row["value"], "o", color=colour, alpha=0.5, markersize=2.5)
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
+    if any(row["value"] is not None for row in rows):
+        ax.set_yscale("log")
     ax.set_xlabel("width of the encoder")
     ax.set_ylabel("steps")
     ax.set_title("nonlinear model: steps to 1 % (x: never)")

@@ -54,7 +54,7 @@ def ascend(
 
     Formula: with precision s, `delta = s^-1/2 e`, e standard normal, and g the gradient of `-log p(x, z)`:
     `mean <- mean - r (g_+ + g_-) / (2 s)`; `c = r_s ((g_+ - g_-) / 2 - s delta) delta`, `s <- s (1 + c + c^2 / 2)`.
-    The rates start at 0.3 and 0.1 and fall by a cosine to zero at each of the two horizons, a third of the steps and
+    The rates start at 0.3 and 0.1 and fall by a cosine to zero at each of the two horizons, a quarter of the steps and
     the end. Adam follows the same two directions, at a rate that falls from 0.1.
 
     Args:
@@ -64,7 +64,7 @@ def ascend(
       warmup_steps: how many of the steps are Adam's.
     """
     num_steps = noises.shape[0]
-    first = warmup_steps + (num_steps - warmup_steps) // 3
+    first = warmup_steps + (num_steps - warmup_steps) // 4
     adam = optax.scale_by_adam()
 
     def step(index: Array, carry: tuple[Any, tuple[Array, Array], Stages]) -> tuple[Any, tuple[Array, Array], Stages]:

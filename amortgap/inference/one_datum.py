@@ -23,7 +23,7 @@ METHODS = ("auto", "natural_gradient", "newton", "adam")
 # Gradients in the first round of Newton steps; every further round doubles them.
 _NEWTON_GRADIENTS = 250
 # Of the nats gained between two horizons, the share that may still be missing: the error falls about as one over the
-# number of steps, and the second part has at least as many as the first.
+# number of steps, and the natural gradient's second part has three times as many as the first.
 _HORIZON_SHARE = 0.5
 # From the second rerun on: how many times more draws judge (of a rough posterior, the few that suffice elsewhere show
 # no positive curvature, and so no bound), Adam's steps and rate, how much longer Newton averages, and from what weight.

@@ -89,10 +89,11 @@ def rates(study: Study, workload: Workload) -> list[Row]:
 def sharded(study: Study, cores: list[int]) -> list[Row]:
     """The same rates with data sharded over one device a core, in a process of its own, which sets their number."""
     number = len(cores) or os.cpu_count() or 1
+    # Compiled with all optimisation: here only the rate counts.
     flags = f"--xla_force_host_platform_device_count={number} --xla_cpu_multi_thread_eigen=false"
     command = [sys.executable, str(Path(__file__).with_name("local_vi_sharded.py"))]
     command += [str(n) for n in (study.rate_steps, 3 * study.turns, study.latent_dim, study.width, *cores)]
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     name = "natural gradient, sharded"
