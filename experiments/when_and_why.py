@@ -35,8 +35,10 @@ import jax
 from when_and_why_claims import CLAIMS, claims
 from when_and_why_exact import counter_examples, linear, regression, window
 from when_and_why_figure import paths_figure, results_figure
+from when_and_why_image import image
+from when_and_why_nonlinear import noise, nonlinear, nonlinear_optima
+from when_and_why_saw import saw, saw_exact
 from when_and_why_study import SCHEMA, Cell, Study
-from when_and_why_trained import image, noise, nonlinear, nonlinear_optima, saw, saw_exact
 
 from amortgap.figures import save
 from amortgap.sweep import CellResult, make_cells, read_csv

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +108,14 @@ class Cell:
     part: str
     item: str
     size: int = -1
+
+
+class Known(NamedTuple):
+    """ELBOs: of F-VI in the basin that descent reaches, of the best of all starts, of one shared factor."""
+
+    basin: float
+    everywhere: float
+    shared: float
 
 
 def row(part: str, method: str, quantity: str, value: Any, **more: Any) -> dict[str, Any]:

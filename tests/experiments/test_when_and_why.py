@@ -61,8 +61,8 @@ def test_counter_examples_and_published_loss():
 
 
 def test_saw_series_reaches_its_exact_values(x64):
+    from when_and_why_saw import saw_exact
     from when_and_why_study import Study
-    from when_and_why_trained import saw_exact
 
     rows = saw_exact(Study())
     assert len(rows) == 10

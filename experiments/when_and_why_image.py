@@ -1,0 +1,93 @@
+"""The image decoder with Bayesian weights of `when_and_why.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from when_and_why_exact import Rows
+from when_and_why_study import Study, row
+
+import amortgap as ag
+from amortgap.expectations import Expectation
+from amortgap.inference import amortized_factors, constant_factors, free_factors, global_local_vi, whole_elbo
+
+DRAWS_OF_THETA: dict[str, Any] = {"global_expectation": Expectation(size=1)}
+
+
+def _images(study: Study) -> jax.Array:
+    if study.image_data != "digits":
+        try:
+            images = ag.data.load_fashion_mnist(binarisation="dynamic").train
+            return jnp.asarray(images[: study.image_count], float)
+        except ValueError:
+            if study.image_data != "auto":
+                raise
+    return jnp.asarray(ag.data.load_digits(binarisation="none").train[: study.image_count] / 16, float)
+
+
+def image(study: Study, method: str, width: int) -> Rows:
+    """Return the ELBO a datum and the squared error of one method on images, with a decoder of Bayesian weights.
+
+    There is no exact optimum here, and F-VI gets the same steps as the encoders.
+    """
+    xs = _images(study)
+    n, pixels = xs.shape
+    model = ag.models.bayesian_decoder(
+        jax.random.key(0), latent_dim=study.image_latents, data_dim=pixels, width=study.image_decoder,
+        noise_variance=0.01,
+    )  # fmt: skip
+    family = ag.families.MeanFieldNormal(study.image_latents)
+    global_family = ag.families.MeanFieldNormal(model.global_dim)
+    means = jax.flatten_util.ravel_pytree(model.network)[0]
+    start = jnp.concatenate([means, jnp.full_like(means, -4.0)])
+    where = {"part": "image", "method": method, "num_data": n, "size": width}
+    rows, elbos = [], []
+    for seed in range(study.image_seeds):
+        if method == "A-VI":
+            encoder = ag.encoders.mlp(jax.random.key(seed), pixels, family, width=width, depth=2)
+            factors = amortized_factors(encoder, family)
+        else:
+            factors = free_factors(family, n) if method == "F-VI" else constant_factors(family)
+        fit = global_local_vi(
+            jax.random.key(3000 + seed), xs, model=model, global_family=global_family, family=family, factors=factors,
+            global_start=start, batch_size=min(100, n), num_steps=study.image_steps,
+            num_evaluations=min(20, study.image_steps), learning_rate=5e-3, **DRAWS_OF_THETA,
+        )  # fmt: skip
+        value = _image_elbo(jax.random.key(1), fit, xs, model, global_family, family)
+        phis = jax.vmap(lambda i, x, fit=fit: fit.factors(i, x, fit.global_phi[: means.size]))(jnp.arange(n), xs)
+        guess = jax.vmap(lambda phi, fit=fit: model.decode(fit.global_phi[: means.size], phi[: study.image_latents]))(
+            phis
+        )
+        error = float(jnp.mean((guess - xs) ** 2))
+        elbos.append(value / n)
+        rows.append(row(**where, seed=seed, quantity="ELBO per datum, nats", value=value / n))
+        rows.append(row(**where, seed=seed, quantity="mean squared error", value=error))
+        seconds = np.cumsum(np.asarray(fit.trace.seconds))
+        if seed == 0:
+            rows += [
+                row(
+                    **where,
+                    seed=0,
+                    quantity="path, nats",
+                    step=int(step),
+                    value=float(elbo),
+                    seconds=float(t),
+                    visits=float(v),
+                )
+                for step, elbo, t, v in zip(fit.trace.step, fit.trace.elbo, seconds, fit.trace.data_visits, strict=True)
+            ]
+    return [*rows, row(**where, quantity="median ELBO per datum, nats", value=float(np.median(elbos)))]
+
+
+@jax.jit
+def _image_elbo(key: jax.Array, fit: Any, xs: Any, model: Any, global_family: Any, family: Any) -> Any:
+    draws = Expectation(size=20, estimator="total")
+    one = Expectation(size=1, estimator="total")
+    return whole_elbo(
+        key, fit.global_phi, fit.factors, xs, model=model, global_family=global_family, family=family,
+        global_expectation=draws, local_expectation=one,
+    )  # fmt: skip

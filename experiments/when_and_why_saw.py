@@ -1,0 +1,107 @@
+"""The saw series of `when_and_why.py`: its exact optima and trained encoders that read one or two observations."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from when_and_why_data import saw_data
+from when_and_why_exact import EXACT, NORMAL, SCALAR, Rows, lbfgs
+from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row
+
+import amortgap as ag
+from amortgap.inference import amortized_factors, constant_factors, factorized_optimum, global_local_vi
+
+
+def _saw() -> tuple[Any, Any]:
+    return ag.models.SawSeries(alpha=0.75), jnp.asarray(saw_data())
+
+
+@functools.cache
+def saw_known() -> Known:
+    """Return the optima of the saw series."""
+    model, xs = _saw()
+    given: dict[str, Any] = {"model": model, **SCALAR}
+    best = factorized_optimum(xs, starts=NORMAL.standard()[None], **given).elbo
+    shared = lbfgs(xs, constant_factors(NORMAL), **given).elbo
+    return Known(float(best), float(best), float(shared))
+
+
+def saw_exact(study: Study) -> Rows:
+    """Return the optima of the saw series as published losses, and the gaps of encoders linear in fixed features."""
+    (model, xs), known = _saw(), saw_known()
+    where = {"part": "saw", "num_data": len(xs)}
+
+    def loss(method: str, elbo: Any, target: float) -> dict[str, Any]:
+        value = published_loss(elbo, len(xs))
+        return row(**where, method=method, quantity="loss, nats", value=value, target=target, tolerance=1e-4)
+
+    rows = [loss("F-VI", known.basin, 553.013907), loss("Const", known.shared, 2933.567141)]
+    for inputs in (1, 2):
+        encoder = ag.encoders.linear(jax.random.key(inputs), inputs, NORMAL, rank=1)
+        read = {"datum": xs, "input": xs[:, 2 - inputs :]}
+        elbo = float(lbfgs(read, amortized_factors(encoder, NORMAL), steps=200, model=model, **SCALAR).elbo)
+        if inputs == 1:
+            rows.append(loss("affine in x_n", elbo, 892.634460))
+        else:
+            what, gap = "gap, nats", known.basin - elbo
+            method = "affine in (x_{n-1}, x_n)"
+            rows.append(row(**where, method=method, quantity=what, value=gap, target=0.0, tolerance=1e-6))
+    posterior, now = model.posterior(xs), np.asarray(xs)[:, 1:]
+    for degree, target in ((1, 339.620553), (2, 338.465), (3, 336.022), (5, 331.316), (9, 328.569)):
+        gap = posterior.linear_gap((now / 5) ** np.arange(degree + 1))
+        limits: dict[str, Any] = {"target": target, "tolerance": 1e-3}
+        rows.append(row(**where, method="polynomial of x_n", size=degree, quantity="gap, nats", value=gap, **limits))
+    variance = 1 + 0.75**2
+    series = np.asarray(xs)
+    off = series[:, 1] - 0.75 * series[:, 0]
+    n = len(off)
+    evidence = -0.5 * (n * np.log(2 * np.pi * variance) + np.sum((off - off.mean()) ** 2) / variance)
+    evidence += 0.5 * np.log(2 * np.pi * variance / (n * 0.75**2))
+    kl = float(evidence - known.basin)
+    exact: dict[str, Any] = {"target": 0.223144, "tolerance": 1e-6}
+    return [*rows, row(**where, method="F-VI", quantity="approximation KL, nats", value=kl, **exact)]
+
+
+def saw(study: Study, recipe: str, inputs: int, width: int) -> Rows:
+    """Return how encoders of one width that read one or two observations end on the saw series."""
+    (model, xs), known = _saw(), saw_known()
+    read = {"datum": xs, "input": xs[:, 2 - inputs :]}
+    given: dict[str, Any] = {"model": model, **SCALAR, **EXACT}
+    chains = []
+    for seed in range(study.seeds):
+        factors = mlp_factors(seed, read["input"], NORMAL, width, recipe=recipe)
+        key = jax.random.key(2000 + seed)
+        if recipe == "default":
+            steps = study.adam_steps
+            first = global_local_vi(
+                key, read, factors=factors, num_steps=steps, num_evaluations=min(20, steps), **given
+            )
+            second = global_local_vi(
+                key, read, factors=first.factors, global_start=first.global_phi, optimizer="lbfgs",
+                num_steps=2 * study.polish_steps, num_evaluations=min(5, study.polish_steps), **given,
+            )  # fmt: skip
+            chains.append([first, second])
+        else:
+            steps = study.saw_steps
+            chains.append([
+                global_local_vi(
+                    key, read, factors=factors, num_steps=steps, num_evaluations=min(40, steps), schedule="constant",
+                    **given,
+                )
+            ])  # fmt: skip
+    part = f"saw, {inputs} input{'s' if inputs > 1 else ''}"
+    rows = judged(
+        chains, known.basin, known.shared, part=part, method=f"A-VI, {recipe}", num_data=len(xs), size=width,
+        loss=lambda elbo: published_loss(elbo, len(xs)),
+    )  # fmt: skip
+    if recipe == "default" and inputs == 1 and width <= 6:
+        affine = model.posterior(xs).linear_gap(np.column_stack([np.ones(len(xs)), np.asarray(xs)[:, 1]]))
+        worst = max(r["value"] if r["value"] is not None else np.inf for r in rows if r["quantity"] == "gap, nats")
+        over, what = worst - affine, "gap of the worst seed over the affine encoder's, nats"
+        where = {"part": part, "method": "A-VI, default", "num_data": len(xs), "size": width}
+        rows.append(row(**where, quantity=what, value=over, **at_most(0.1, over)))
+    return rows
