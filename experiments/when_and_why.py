@@ -32,6 +32,8 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler(one_core=True)
 
 import jax
+import when_and_why_nonlinear
+import when_and_why_saw
 from when_and_why_claims import CLAIMS, claims
 from when_and_why_exact import counter_examples, linear, regression, window
 from when_and_why_figure import paths_figure, results_figure
@@ -80,8 +82,8 @@ PRESETS = {
             trained_nodes=8, adam_steps=20, polish_steps=5, published_steps=20, published_draws=2, batch_size=10,
             noise_stride=2, noise_steps=20, normalised_seeds=1, saw_widths=(2,), saw_steps=20, chain_length=8,
             half_windows=(0, 1), image_data="digits", image_count=20, image_steps=20, image_latents=2, image_decoder=4,
-            image_widths=(2,), image_seeds=1, regression_dim=2, regression_groups=(4,), regression_free=4,
-            regression_steps=20,
+            image_widths=(2,), image_seeds=1, regression_dim=2, regression_groups=(4,), regression_joint=4,
+            regression_free=4, regression_steps=20,
         ),
     ),
 }  # fmt: skip
@@ -95,12 +97,16 @@ def configurations(args: Args) -> list[Cell]:
         "nonlinear": [
             ("optima", -1),
             ("noise", -1),
+            ("F-VI", -1),
+            ("Const", -1),
             *((recipe, k) for recipe in RECIPES for k in study.nonlinear_widths),
             ("normalised optima", -1),
             *(("normalised", k) for k in study.nonlinear_widths[-1:]),
         ],
         "saw": [
             ("optima", -1),
+            ("F-VI", -1),
+            ("Const", -1),
             *((f"{recipe} {inputs}", k) for inputs in (1, 2) for recipe in RECIPES for k in study.saw_widths),
         ],
         "hmm": [("counter-examples", -1), *(("window", w) for w in study.half_windows)],
@@ -124,10 +130,14 @@ def rows_of(cell: Cell) -> list[dict]:
     if cell.part == "saw":
         if item == "optima":
             return saw_exact(study)
+        if item in ("F-VI", "Const"):
+            return when_and_why_saw.references(study, item)
         recipe, inputs = item.split()
         return saw(study, recipe, int(inputs), size)
     if item == "noise":
         return noise(study)
+    if item in ("F-VI", "Const"):
+        return when_and_why_nonlinear.references(study, item)
     if "optima" in item:
         return nonlinear_optima(study, item.startswith("normalised"))
     return nonlinear(study, item if item in RECIPES else "default", size, normalised=item == "normalised")

@@ -40,7 +40,7 @@ def results_figure(rows: list[dict[str, Any]]) -> Figure:
             ax.set_title(f"{name}: final gap")
         _steps(axes[1, 0], _pick(rows, part="nonlinear", quantity="steps to 1 %"))
         _windows(axes[1, 1], _pick(rows, part="hmm", quantity="gap, nats"))
-        _structures(axes[1, 2], _pick(rows, part="regression", quantity="gap to the evidence, nats"))
+        _structures(axes[1, 2], _pick(rows, part="regression"))
         marks = [Line2D([], [], color=COLOURS[m], marker="o", markersize=3, label=NAMES[m]) for m in COLOURS]
         marks.append(
             Line2D([], [], color="#777777", marker="x", linestyle="none", markersize=4, label="dead or diverged")
@@ -120,9 +120,12 @@ def _windows(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 def _structures(ax: Axes, rows: list[dict[str, Any]]) -> None:
     for method, colour in STRUCTURES.items():
-        points = sorted((row["num_data"], row["value"] / row["num_data"]) for row in _pick(rows, method=method))
-        if points:
-            ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=method)
+        for what, mark in (("exact gap to the evidence, nats", "-"), ("gap to the evidence, nats", "o")):
+            found = _pick(rows, method=method, quantity=what)
+            points = sorted((row["num_data"], row["value"] / row["num_data"]) for row in found)
+            if points:
+                label = method if mark == "o" else None
+                ax.plot(*zip(*points, strict=True), mark, color=colour, markersize=3, label=label)
     zero_line(ax)
     ax.set_xscale("log")
     ax.set_yscale("symlog", linthresh=1e-4)
@@ -159,7 +162,12 @@ def _paths(ax: Axes, rows: list[dict[str, Any]], cost: str, *, named: bool = Fal
     widths = sorted({size for _, size in groups})
     for (method, size), points in groups.items():
         shade = 0.25 + 0.75 * (widths.index(size) + 1) / len(widths)
-        colour = COLOURS.get(method, {"F-VI": "#000000", "Const": "#777777"}.get(method, "#0072B2"))
+        colour = COLOURS.get(
+            method,
+            {"F-VI": "#000000", "F-VI, Adam": "#000000", "Const": "#777777", "Const, Adam": "#777777"}.get(
+                method, "#0072B2"
+            ),
+        )
         label = f"{method}, k = {size}" if size > 0 else method
         path = np.asarray(sorted(points))
         ax.plot(path[:, 0], path[:, 1], color=colour, alpha=shade, linewidth=0.9, label=label if named else None)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from when_and_why_data import nonlinear_data
 from when_and_why_exact import NORMAL, SCALAR, Rows
-from when_and_why_study import Known, Study, judged, mlp_factors, published_loss, row
+from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row
 
 import amortgap as ag
 from amortgap.expectations import CUBATURE, Expectation
@@ -51,7 +51,8 @@ def nonlinear_known(study: Study, normalised: bool) -> Known:
         jax.random.key(0), xs, factors=constant_factors(NORMAL), optimizer="lbfgs", num_steps=100, num_evaluations=2,
         global_expectation=CUBATURE, model=model, **SCALAR, **rule,
     )  # fmt: skip
-    return Known(float(basin.elbo), float(everywhere.elbo), float(shared.elbo))
+    left = float(basin.decrement), float(everywhere.decrement)
+    return Known(float(basin.elbo), float(everywhere.elbo), float(shared.elbo), left)
 
 
 def nonlinear_optima(study: Study, normalised: bool) -> Rows:
@@ -66,7 +67,29 @@ def nonlinear_optima(study: Study, normalised: bool) -> Rows:
         limits: dict[str, Any] = {"target": targets[method], "tolerance": 1e-3} if comparable else {}
         value = published_loss(elbo, n)
         rows.append(row(part=part, method=method, num_data=n, quantity="loss, nats", value=value, **limits))
+    for method, left in zip(("F-VI, basin", "F-VI, global"), known.left, strict=True):
+        what = "Newton decrement of q0 and all data, nats"
+        rows.append(row(part=part, method=method, num_data=n, quantity=what, value=left, **at_most(1e-4, left)))
     return rows
+
+
+def references(study: Study, kind: str) -> Rows:
+    """Return how free factors (F-VI) or a shared one (Const) get to their optimum by Adam, as the encoders do."""
+    model, xs = _nonlinear(study, False)
+    known, n = nonlinear_known(study, False), len(xs)
+    best = known.basin if kind == "F-VI" else known.shared
+    rule = Expectation("quadrature", study.trained_nodes)
+    fit = global_local_vi(
+        jax.random.key(5), xs, factors=free_factors(NORMAL, n) if kind == "F-VI" else constant_factors(NORMAL),
+        model=model, batch_size=min(study.batch_size, n), num_steps=study.adam_steps,
+        num_evaluations=min(20, study.adam_steps), learning_rate=0.05 if kind == "F-VI" else 0.01,
+        global_expectation=CUBATURE, local_expectation=rule,
+        evaluation=(CUBATURE, Expectation("quadrature", study.exact_nodes)), **SCALAR,
+    )  # fmt: skip
+    return judged(
+        [[fit]], best, -jnp.inf, part="nonlinear", method=f"{kind}, Adam", num_data=n, size=-1,
+        loss=lambda elbo: published_loss(elbo, n),
+    )  # fmt: skip
 
 
 def nonlinear(study: Study, recipe: str, width: int, *, normalised: bool = False) -> Rows:

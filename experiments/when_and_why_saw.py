@@ -13,7 +13,7 @@ from when_and_why_exact import EXACT, NORMAL, SCALAR, Rows, lbfgs
 from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row
 
 import amortgap as ag
-from amortgap.inference import amortized_factors, constant_factors, factorized_optimum, global_local_vi
+from amortgap.inference import amortized_factors, constant_factors, factorized_optimum, free_factors, global_local_vi
 
 
 def _saw() -> tuple[Any, Any]:
@@ -27,7 +27,7 @@ def saw_known() -> Known:
     given: dict[str, Any] = {"model": model, **SCALAR}
     best = factorized_optimum(xs, starts=NORMAL.standard()[None], **given).elbo
     shared = lbfgs(xs, constant_factors(NORMAL), **given).elbo
-    return Known(float(best), float(best), float(shared))
+    return Known(float(best), float(best), float(shared), (0.0, 0.0))
 
 
 def saw_exact(study: Study) -> Rows:
@@ -64,6 +64,22 @@ def saw_exact(study: Study) -> Rows:
     kl = float(evidence - known.basin)
     exact: dict[str, Any] = {"target": 0.223144, "tolerance": 1e-6}
     return [*rows, row(**where, method="F-VI", quantity="approximation KL, nats", value=kl, **exact)]
+
+
+def references(study: Study, kind: str) -> Rows:
+    """Return how free factors (F-VI) or a shared one (Const) get to their optimum by Adam, as the encoders do."""
+    (model, xs), known = _saw(), saw_known()
+    factors = free_factors(NORMAL, len(xs)) if kind == "F-VI" else constant_factors(NORMAL)
+    steps = study.adam_steps
+    fit = global_local_vi(
+        jax.random.key(5), xs, factors=factors, num_steps=steps, num_evaluations=min(20, steps), model=model,
+        **SCALAR, **EXACT,
+    )  # fmt: skip
+    best = known.basin if kind == "F-VI" else known.shared
+    return judged(
+        [[fit]], best, -jnp.inf, part="saw, 2 inputs", method=f"{kind}, Adam", num_data=len(xs), size=-1,
+        loss=lambda elbo: published_loss(elbo, len(xs)),
+    )  # fmt: skip
 
 
 def saw(study: Study, recipe: str, inputs: int, width: int) -> Rows:
