@@ -78,7 +78,7 @@ def _fewer_steps_than_free_factors(rows: Rows) -> tuple[bool, str]:
     found = rows.all(part="nonlinear", method="A-VI, default", quantity="steps to 1 %", size=max(widths))
     steps = sorted(math.inf if row["value"] is None else row["value"] for row in found)
     middle = steps[len(steps) // 2]
-    return middle < free, f"median at k = {max(widths)}: {middle:.0f} steps to 1 %, F-VI on batches as large: {free:.0f}"
+    return middle < free, f"median at k = {max(widths)}: {middle:.0f} steps to 1 %, F-VI on equal batches: {free:.0f}"
 
 
 def _entries_of_theta(rows: Rows) -> tuple[bool, str]:
