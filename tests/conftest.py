@@ -1,5 +1,6 @@
 """Settings of the test session: strict, on the CPU, with one compilation cache shared by all workers."""
 
+import importlib.metadata
 import os
 import pathlib
 
@@ -13,6 +14,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["MPLBACKEND"] = "Agg"
+# As in `amortgap.runtime`: compiling is most of the suite's time, and this nearly halves it where the flag exists.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 # As in `amortgap/__init__.py`: jax may compute here before the package is imported.
 os.environ.setdefault("PJRT_NPROC", "16")
 
