@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def prepare_compiler(*, one_core: bool = False) -> None:
+def prepare_compiler(*, one_core: bool = False, quick_loops: bool = True) -> None:
     """Keep compiled programs between runs and compile them quickly; call it before jax is imported.
 
     Compiled programs go to `$JAX_COMPILATION_CACHE_DIR`, by default `amortgap/jax` in the user's cache folder. LLVM's
@@ -18,6 +18,8 @@ def prepare_compiler(*, one_core: bool = False) -> None:
 
     Args:
       one_core: the script computes on small arrays, one process a core; each matrix product then keeps to one core.
+      quick_loops: take the older loops; False in benchmarks, since the code of others may run slower with them (a
+        differentiated softplus took three times as long).
 
     Raises:
       RuntimeError: jax has been imported already, so that the settings would have no effect.
@@ -29,7 +31,7 @@ def prepare_compiler(*, one_core: bool = False) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
     flags = {"--xla_backend_optimization_level": "1"}
-    if version("jaxlib").startswith("0.10."):
+    if quick_loops and version("jaxlib").startswith("0.10."):
         # Later versions lack the flag, and an unknown one ends the process.
         flags["--xla_cpu_use_fusion_emitters"] = "false"
     if one_core:

@@ -26,7 +26,7 @@ from typing import Literal
 
 from amortgap.runtime import prepare_compiler
 
-prepare_compiler()
+prepare_compiler(quick_loops=False)
 # One method after the other on one core, which is what each has to itself; sharding takes all of them.
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 if CORES and __name__ == "__main__":
