@@ -76,9 +76,9 @@ def local_vi(
       model, family: as in `elbo`.
       init: starts to consider besides the standard member, [size] or [starts, size], such as the encoder's output.
       method: "natural_gradient" or "newton" (normal families), "adam", or "auto" for the first that suits the family.
-      num_steps: optimiser steps of the first run: natural gradients (default 10 d, within 200 and 1000) and Adam
-        (default 1500) take two gradients of the log joint each, Newton steps two for each latent dimension and at least
-        16 (default: about 500 gradients).
+      num_steps: optimiser steps of the first run: natural gradients (default 200) and Adam (default 1500) take two
+        gradients of the log joint each, Newton steps two for each latent dimension and at least 16 (default: about 500
+        gradients).
       warmup_steps: Adam steps before those; None for 125 without `init` and 0 with it.
       num_samples: fresh samples on which the ELBO and the suboptimality are judged; the latter takes at least two for
         each latent dimension.

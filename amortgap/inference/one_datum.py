@@ -104,9 +104,7 @@ def settings_for(
         # For a full precision, the natural-gradient step with all curvature at once is the Newton step.
         method = "natural_gradient" if mean_field else "newton" if normal else "adam"
     if num_steps is None:
-        # The nats that the noise of the draws leaves grow with the dimension and fall with the steps.
-        natural = min(max(200, 10 * family.latent_dim), 1000)
-        num_steps = {"natural_gradient": natural, "adam": 1500}.get(method) or 2 * _newton_steps(family)
+        num_steps = {"natural_gradient": 200, "adam": 1500}.get(method) or 2 * _newton_steps(family)
     if warmup_steps is None:
         # The encoder's output is near the optimum; from the prior the first curvatures are far off and mislead.
         warmup_steps = 0 if has_init or method == "adam" else 125

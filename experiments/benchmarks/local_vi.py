@@ -7,7 +7,7 @@ Everything is measured in one run and on one core, rates in turns, ratios as med
 of the log joint a second, against a plain vmapped loop of Adam and against the matrix products of the decoder alone;
 once more with data sharded over one device a core. *Tolerance*: every method from the encoder's start to growing
 horizons; nats below the best mean ELBO, against gradients and time (for the natural gradient and the tuned Adam, which
-are compared, the least of three times). *Published*: Adam at 1e-3 with 100 draws from the prior until its own stop rule
+are compared, the least of two times). *Published*: Adam at 1e-3 with 100 draws from the prior until its own stop rule
 ends it. *Encoder sweep*: share of compilation. Compilation is in no time, but in rows of its own.
 
 Writes local_vi.csv, local_vi.json and local_vi.{pdf,png} to results/benchmarks. Numbers to expect: gradients at 1.15

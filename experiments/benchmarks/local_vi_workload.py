@@ -34,19 +34,19 @@ class Study:
     """Times every rate is measured, in turns with the others; those that take seconds once."""
     rate_steps: int = 20
     """Optimiser steps of every timed call."""
-    tolerance_turns: int = 3
+    tolerance_turns: int = 2
     """Times the natural gradient and the tuned Adam run to every horizon; the least time counts."""
     natural_horizons: tuple[int, ...] = (15, 30, 60, 125, 250, 500, 1000)
     """Natural-gradient steps of the runs to tolerance, each with a schedule of its own."""
-    fit_horizons: tuple[int, ...] = (60, 200, 500)
-    """Steps of `fit_local` with its certificate; 500 is its default here."""
+    fit_horizons: tuple[int, ...] = (60, 200)
+    """Steps of `fit_local` with its certificate; 200 is its default."""
     adam_horizons: tuple[int, ...] = (30, 60, 125, 250, 500, 1000, 2000)
     """Steps of the tuned Adam."""
-    plain_horizons: tuple[int, ...] = (250, 500, 1000, 2000)
+    plain_horizons: tuple[int, ...] = (500, 1000, 2000)
     """Steps of the plain Adam rows."""
     loop_horizons: tuple[int, ...] = (500, 2000)
     """Steps of the rows that fit one point after the other."""
-    reference_steps: int = 2000
+    reference_steps: int = 1000
     """Natural-gradient steps of the reference fit."""
     eval_samples: int = 256
     """Draws a datum on which all fits are compared."""
