@@ -15,8 +15,6 @@ import amortgap as ag
 from amortgap.expectations import Expectation
 from amortgap.inference import amortized_factors, constant_factors, free_factors, global_local_vi, whole_elbo
 
-DRAWS_OF_THETA: dict[str, Any] = {"global_expectation": Expectation(size=1)}
-
 
 def _images(study: Study) -> jax.Array:
     if study.image_data != "digits":
@@ -55,7 +53,7 @@ def image(study: Study, method: str, width: int) -> Rows:
         fit = global_local_vi(
             jax.random.key(3000 + seed), xs, model=model, global_family=global_family, family=family, factors=factors,
             global_start=start, batch_size=min(100, n), num_steps=study.image_steps,
-            num_evaluations=min(20, study.image_steps), learning_rate=5e-3, **DRAWS_OF_THETA,
+            num_evaluations=min(20, study.image_steps), learning_rate=5e-3,
         )  # fmt: skip
         value = _image_elbo(jax.random.key(1), fit, xs, model, global_family, family)
         phis = jax.vmap(lambda i, x, fit=fit: fit.factors(i, x, fit.global_phi[: means.size]))(jnp.arange(n), xs)

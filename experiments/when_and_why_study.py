@@ -125,7 +125,7 @@ class Known(NamedTuple):
 
 
 def row(part: str, method: str, quantity: str, value: Any, **more: Any) -> dict[str, Any]:
-    """One row; `target` and `tolerance` decide whether it is met, `low` and `high` in their place for one side."""
+    """One row; `target` and `tolerance` decide whether it is met, or `met` given with them, as by `at_most`."""
     base = dict.fromkeys(SCHEMA.names)
     base |= {"part": part, "method": method, "quantity": quantity, "num_data": -1, "size": -1, "seed": -1, "step": -1}
     base["value"] = None if value is None or not np.isfinite(value) else float(value)
@@ -201,7 +201,6 @@ def judged(
     size: int,
     loss: Callable[[Any], float],
     limit: float | None = None,
-    judge: Callable[[GlobalLocalFit], float] | None = None,
 ) -> list[dict[str, Any]]:
     """Return rows of trained factors: final gap of every seed, dead and diverged seeds, time to 1 %, and one path.
 
@@ -210,14 +209,12 @@ def judged(
       best, worst: ELBOs of factorized VI and of one shared factor.
       loss: from ELBO to the loss whose first value within 1 % of the optimum's counts as converged.
       limit: largest allowed median gap.
-      judge: exact ELBO of the last fit; None for the fit's own.
     """
     where = {"part": part, "method": method, "num_data": num_data, "size": size}
     rows, gaps = [], []
     for seed, chain in enumerate(fits):
         diverged = not all(bool(fit.finite) for fit in chain)
-        elbo = float(judge(chain[-1]) if judge else chain[-1].elbo)
-        gap = best - elbo
+        gap = best - float(chain[-1].elbo)
         gaps.append(gap if math.isfinite(gap) else math.inf)
         rows.append(row(**where, seed=seed, quantity="gap, nats", value=gap))
         # Not a single one may be lost by the library's recipe.
