@@ -9,7 +9,7 @@ likelihood) and normalised; encoders of width 1 to 32 against the certified opti
 *saw*: a series whose encoder needs two observations. *hmm*: the published counter-example, why it proves nothing, and
 some that do; gap against window width. *image*: a decoder with Bayesian weights. *regression*: hierarchical regression
 with dense, block, diagonal, branch and amortized branch posteriors against the exact evidence. Encoders are trained by
-the library's recipe (elu, Adam with a cosine, then L-BFGS) and by the published one (ReLU, Adam at a constant rate).
+the library's recipe (tanh, Adam with a cosine, then L-BFGS) and by the published one (ReLU, Adam at a constant rate).
 
 Expectations are deterministic wherever the model allows, all arithmetic is in 64 bits. Writes OUT/table.csv,
 OUT/claims.csv, OUT/table.json, OUT/when_and_why.{pdf,png} and OUT/paths.{pdf,png}; the exit status is 1 if the laptop

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from amortgap.figures import style, zero_line
 
 COLOURS = {"A-VI, default": "#0072B2", "A-VI, published": "#D55E00"}
-NAMES = {"A-VI, default": "elu, Adam and L-BFGS", "A-VI, published": "ReLU, constant Adam"}
+NAMES = {"A-VI, default": "tanh, Adam and L-BFGS", "A-VI, published": "ReLU, constant Adam"}
 PARTS = {
     "nonlinear": "nonlinear model",
     "saw, 1 input": "saw series, $x_n$",

@@ -17,20 +17,18 @@ from amortgap.inference import amortized_factors, constant_factors, free_factors
 
 
 def _images(study: Study) -> jax.Array:
-    if study.image_data != "digits":
-        try:
-            images = ag.data.load_fashion_mnist(binarisation="dynamic").train
-            return jnp.asarray(images[: study.image_count], float)
-        except ValueError:
-            if study.image_data != "auto":
-                raise
+    here = ag.data.is_available("fashion_mnist")
+    if study.image_data == "fashion_mnist" or (study.image_data == "auto" and here):
+        images = ag.data.load_fashion_mnist(binarisation="dynamic").train
+        return jnp.asarray(images[: study.image_count], float)
     return jnp.asarray(ag.data.load_digits(binarisation="none").train[: study.image_count] / 16, float)
 
 
 def image(study: Study, method: str, width: int) -> Rows:
     """Return the ELBO a datum and the squared error of one method on images, with a decoder of Bayesian weights.
 
-    There is no exact optimum here, and F-VI gets the same steps as the encoders.
+    There is no exact optimum here, and F-VI gets the same steps as the encoders, at a rate ten times as high: every
+    datum's own factor is in one minibatch of ten.
     """
     xs = _images(study)
     n, pixels = xs.shape
@@ -53,7 +51,7 @@ def image(study: Study, method: str, width: int) -> Rows:
         fit = global_local_vi(
             jax.random.key(3000 + seed), xs, model=model, global_family=global_family, family=family, factors=factors,
             global_start=start, batch_size=min(100, n), num_steps=study.image_steps,
-            num_evaluations=min(20, study.image_steps), learning_rate=5e-3,
+            num_evaluations=min(20, study.image_steps), learning_rate=0.1 if method == "F-VI" else 1e-2,
         )  # fmt: skip
         value = _image_elbo(jax.random.key(1), fit, xs, model, global_family, family)
         phis = jax.vmap(lambda i, x, fit=fit: fit.factors(i, x, fit.global_phi[: means.size]))(jnp.arange(n), xs)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from when_and_why_data import nonlinear_data
 from when_and_why_exact import NORMAL, SCALAR, Rows
-from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row
+from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
 import amortgap as ag
 from amortgap.expectations import CUBATURE, Expectation
@@ -80,7 +80,7 @@ def references(study: Study, kind: str) -> Rows:
     rule = Expectation("quadrature", study.trained_nodes)
     fit = global_local_vi(
         jax.random.key(5), xs, factors=free_factors(NORMAL, n) if kind == "F-VI" else constant_factors(NORMAL),
-        model=model, batch_size=min(study.batch_size, n), num_steps=study.adam_steps,
+        model=model, batch_size=min(study.batch_size, n), num_steps=2 * study.adam_steps,
         num_evaluations=min(20, study.adam_steps), learning_rate=0.05 if kind == "F-VI" else 0.01,
         global_expectation=CUBATURE, local_expectation=rule,
         evaluation=(CUBATURE, Expectation("quadrature", study.exact_nodes)), **SCALAR,
@@ -104,17 +104,12 @@ def nonlinear(study: Study, recipe: str, width: int, *, normalised: bool = False
         factors = mlp_factors(seed, xs, NORMAL, width, recipe=recipe, separate=True)
         key = jax.random.key(1000 + seed)
         if recipe == "default":
-            first = global_local_vi(
-                key, xs, factors=factors, batch_size=min(study.batch_size, n), num_steps=study.adam_steps,
-                num_evaluations=min(20, study.adam_steps), global_expectation=CUBATURE, local_expectation=rule,
-                **given,
+            rules: dict[str, Any] = {"global_expectation": CUBATURE, "local_expectation": rule}
+            fits = train_by_default(
+                study, key, xs, factors, batch_size=min(study.batch_size, n), polish_steps=study.polish_steps,
+                **rules, **given,
             )  # fmt: skip
-            second = global_local_vi(
-                key, xs, factors=first.factors, global_start=first.global_phi, optimizer="lbfgs",
-                num_steps=study.polish_steps, num_evaluations=min(5, study.polish_steps), global_expectation=CUBATURE,
-                local_expectation=rule, **given,
-            )  # fmt: skip
-            chains.append([first, second])
+            chains.append(fits)
         else:
             draws = Expectation(size=study.published_draws, estimator="total")
             chains.append([

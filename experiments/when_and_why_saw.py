@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from when_and_why_data import saw_data
 from when_and_why_exact import EXACT, NORMAL, SCALAR, Rows, lbfgs
-from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row
+from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
 import amortgap as ag
 from amortgap.inference import amortized_factors, constant_factors, factorized_optimum, free_factors, global_local_vi
@@ -70,7 +70,7 @@ def references(study: Study, kind: str) -> Rows:
     """Return how free factors (F-VI) or a shared one (Const) get to their optimum by Adam, as the encoders do."""
     (model, xs), known = _saw(), saw_known()
     factors = free_factors(NORMAL, len(xs)) if kind == "F-VI" else constant_factors(NORMAL)
-    steps = study.adam_steps
+    steps = 2 * study.adam_steps
     fit = global_local_vi(
         jax.random.key(5), xs, factors=factors, num_steps=steps, num_evaluations=min(20, steps), model=model,
         **SCALAR, **EXACT,
@@ -92,15 +92,10 @@ def saw(study: Study, recipe: str, inputs: int, width: int) -> Rows:
         factors = mlp_factors(seed, read["input"], NORMAL, width, recipe=recipe)
         key = jax.random.key(2000 + seed)
         if recipe == "default":
-            steps = study.adam_steps
-            first = global_local_vi(
-                key, read, factors=factors, num_steps=steps, num_evaluations=min(20, steps), **given
+            fits = train_by_default(
+                study, key, read, factors, batch_size=None, polish_steps=2 * study.polish_steps, **given
             )
-            second = global_local_vi(
-                key, read, factors=first.factors, global_start=first.global_phi, optimizer="lbfgs",
-                num_steps=2 * study.polish_steps, num_evaluations=min(5, study.polish_steps), **given,
-            )  # fmt: skip
-            chains.append([first, second])
+            chains.append(fits)
         else:
             steps = study.saw_steps
             chains.append([

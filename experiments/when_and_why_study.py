@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
-from amortgap.inference import GlobalLocalFit, amortized_factors
+from amortgap.inference import GlobalLocalFit, amortized_factors, global_local_vi
 from amortgap.networks import dense
 from amortgap.sweep import Column, Schema
 
@@ -52,7 +52,7 @@ class Study:
     """Nodes of the quadrature of all optima and of every final gap on the nonlinear model."""
     trained_nodes: int = 16
     """Nodes of the quadrature on which encoders are trained by the default recipe."""
-    adam_steps: int = 2000
+    adam_steps: int = 1000
     """Adam steps of the default recipe, on minibatches of the nonlinear model and on all data of the saw series."""
     polish_steps: int = 150
     """L-BFGS steps on all data after them."""
@@ -80,7 +80,7 @@ class Study:
     """Images of the decoder part; auto takes Fashion-MNIST if its files are here and the embedded digits else."""
     image_count: int = 1000
     """Training images (10,000 published)."""
-    image_steps: int = 3000
+    image_steps: int = 2000
     """Steps of Adam on minibatches of 100."""
     image_latents: int = 8
     """Dimension of the latent (64 published)."""
@@ -88,7 +88,7 @@ class Study:
     """Units of the decoder's two hidden layers (256 published)."""
     image_widths: tuple[int, ...] = (1, 16, 64)
     """Widths of both hidden layers of its encoders."""
-    image_seeds: int = 3
+    image_seeds: int = 2
     """Starts of each."""
     regression_dim: int = 3
     """Dimension of theta and of every group's coefficients (10 published)."""
@@ -181,13 +181,28 @@ def mlp_factors(seed: int, xs: Any, family: Any, width: int, *, recipe: str, sep
     """Return amortized factors from a perceptron with two hidden layers by the library's defaults or as published."""
     key, in_dim = jax.random.key(seed), xs.shape[1]
     if recipe == "default":
-        encoder: Any = ag.encoders.mlp(key, in_dim, family, width=width, depth=2, standardize=xs)
+        encoder: Any = ag.encoders.mlp(key, in_dim, family, width=width, depth=2, activation="tanh", standardize=xs)
     elif separate:
         pair = jax.random.split(key)
         encoder = TwoNetworks(*(torch_start(k, (in_dim, width, width, 1)) for k in pair))
     else:
         encoder = torch_start(key, (in_dim, width, width, family.size))
     return amortized_factors(encoder, family)
+
+
+def train_by_default(
+    study: Study, key: jax.Array, xs: Any, factors: Any, *, batch_size: int | None, polish_steps: int, **given: Any
+) -> list[GlobalLocalFit]:
+    """Return the fits of the library's recipe: Adam with a cosine on minibatches, then L-BFGS on all data."""
+    first = global_local_vi(
+        key, xs, factors=factors, batch_size=batch_size, num_steps=study.adam_steps,
+        num_evaluations=min(20, study.adam_steps), learning_rate=3e-2, **given,
+    )  # fmt: skip
+    second = global_local_vi(
+        key, xs, factors=first.factors, global_start=first.global_phi, optimizer="lbfgs", num_steps=polish_steps,
+        num_evaluations=min(5, polish_steps), **given,
+    )  # fmt: skip
+    return [first, second]
 
 
 def judged(
