@@ -3,7 +3,7 @@
 from amortgap.data.binarise import draw_binary
 from amortgap.data.digits import DIGITS_SHA256, load_digits
 from amortgap.data.download import download
-from amortgap.data.images import load_cifar10, load_fashion_mnist, load_kmnist, load_mnist
+from amortgap.data.images import is_available, load_cifar10, load_fashion_mnist, load_kmnist, load_mnist
 from amortgap.data.records import DataSet
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "DataSet",
     "download",
     "draw_binary",
+    "is_available",
     "load_cifar10",
     "load_digits",
     "load_fashion_mnist",

@@ -101,8 +101,8 @@ def load(
 ) -> DataSet:
     """Return the data set of a source; arguments, returns and errors as in `load_mnist`."""
     check_choice("binarisation", binarisation, BINARISATIONS)
-    folders = [Path(place) for place in (data_dir, os.environ.get("AMORTGAP_DATA"), cache_folder()) if place]
-    found = next((paths for folder in folders if (paths := files.find(source, folder))), None)
+    folders = _folders(data_dir)
+    found = _find(source, folders)
     if found is None and download:
         found = fetch(source, folders[0])
     if found is None:
@@ -116,6 +116,28 @@ def load(
         parts[part] = binarised(images.reshape(len(images), -1), binarisation, rng)
         digest.update(parts[part])
     return DataSet(name, parts["train"], parts["test"], digest.hexdigest())
+
+
+def is_available(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Return whether the files of a data set lie where its loader looks, whatever their content.
+
+    Args:
+      name: "mnist", "fashion_mnist", "kmnist", "cifar10", or "digits", which is always there.
+      data_dir: as in the loader.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    check_choice("name", name, ("digits", *SOURCES))
+    return name == "digits" or _find(SOURCES[name], _folders(data_dir)) is not None
+
+
+def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
+    return [Path(place) for place in (data_dir, os.environ.get("AMORTGAP_DATA"), cache_folder()) if place]
+
+
+def _find(source: Source, folders: list[Path]) -> dict[str, Path] | None:
+    return next((paths for folder in folders if (paths := files.find(source, folder))), None)
 
 
 def _missing(source: Source, folders: list[Path]) -> str:

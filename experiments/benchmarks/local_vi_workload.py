@@ -92,15 +92,11 @@ def images(data: str, seed: int) -> ag.data.DataSet:
     Raises:
       ValueError: a named set whose files are not on this machine.
     """
-    for name in ("fashion_mnist", "mnist") if data == "auto" else (data,):
-        if name == "digits":
-            break
-        try:
-            return getattr(ag.data, f"load_{name}")(binarisation="fixed", seed=seed)
-        except ValueError:
-            if data != "auto":
-                raise
-    return _enlarged_digits(seed)
+    if data == "auto":
+        data = next(name for name in ("fashion_mnist", "mnist", "digits") if ag.data.is_available(name))
+    if data == "digits":
+        return _enlarged_digits(seed)
+    return getattr(ag.data, f"load_{data}")(binarisation="fixed", seed=seed)
 
 
 def _enlarged_digits(seed: int) -> ag.data.DataSet:
