@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from safetensors.numpy import save
 
 import amortgap as ag
 from amortgap.data import DataSet, load_digits
-from amortgap.sweep.files import write_atomic
+from amortgap.sweep.files import locked, write_atomic
 
 
 def make_family(name: str, latent_dim: int) -> Any:
@@ -208,7 +206,7 @@ def _fields_of(record: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _through(file: Path, make: Callable[[], Any], take_apart: Any, restore: Any) -> Any:
     """Return what another process has written, or make it and write it; others wait meanwhile."""
-    with _held(file.with_suffix(".lock")):
+    with locked(file.with_suffix(".lock")):
         if not file.exists():
             made = make()
             arrays, words = take_apart(made)
@@ -218,11 +216,3 @@ def _through(file: Path, make: Callable[[], Any], take_apart: Any, restore: Any)
         with safe_open(file, framework="np") as opened:
             arrays = {name: jax.numpy.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
             return restore(arrays, opened.metadata() or {})
-
-
-@contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
-    # The kernel lets go of this lock when its process ends, however it ends.
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

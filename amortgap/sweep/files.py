@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 import socket
+from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,18 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Hold the lock file `path`; other processes that ask for it wait."""
+    # Not on every system, and needed by few.
+    import fcntl
+
+    # The kernel lets go of this lock when its process ends, however it ends.
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_folder(path: pathlib.Path) -> None:
