@@ -158,18 +158,18 @@ def mlp(
       in_dim: length of one datum.
       family: variational family.
       width: units of every hidden layer.
-      depth: number of hidden layers, at least one.
+      depth: number of hidden layers; depth 0 is an affine encoder without a bottleneck.
       activation: one of `amortgap.networks.ACTIVATIONS`.
       residual: add the input of hidden layers to their output.
       standardize: data [N, in_dim] to take means and standard deviations from, or None.
 
     Raises:
-      ValueError: a size that is not positive, an unknown activation, or bad data to standardise by.
+      ValueError: a bad size, an unknown activation, or bad data to standardise by.
     """
     check_key(key)
     check_count("in_dim", in_dim)
     check_count("width", width)
-    check_count("depth", depth)
+    check_count("depth", depth, minimum=0)
     sizes = (in_dim, *[width] * depth, family.size)
     network = dense(key, sizes, activation=activation, output_scale=OUTPUT_SCALE, residual=residual)
     return _encoder(network, in_dim, standardize)
