@@ -122,12 +122,15 @@ def main() -> int:
     out = args.sweep.out
     table = out / "table.csv"
     written = draw(read_csv(table, SCHEMA), out)
-    if summary.computed or not (out / "table.json").exists():
-        seconds = round(time.perf_counter() - began, 1)
-        counts = dataclasses.asdict(summary)
-        write_sidecar(
-            out / "table.json", config=args, files=[table, *written], schema=SCHEMA, seconds=seconds, cells=counts
-        )
+    write_sidecar(
+        out / "table.json",
+        config=args,
+        files=[table, *written],
+        schema=SCHEMA,
+        computed=summary.computed > 0,
+        seconds=round(time.perf_counter() - began, 1),
+        cells=dataclasses.asdict(summary),
+    )
     print(f"table:  {table}")
     print(f"figure: {', '.join(map(str, written))}")
     return summary.exit_status

@@ -165,12 +165,11 @@ def main() -> int:
     files += [*save(results_figure(rows), out, "when_and_why"), *save(paths_figure(rows), out, "paths")]
     missed = [row for row in rows if row["met"] is False]
     checked = sum(row["met"] is not None for row in rows)
-    if summary.computed or not (out / "table.json").exists():
-        spent = round(time.perf_counter() - began, 1)
-        write_sidecar(
-            out / "table.json", config=args, files=files, schema=SCHEMA, seconds=spent, checked=checked,
-            missed=len(missed), cells=dataclasses.asdict(summary),
-        )  # fmt: skip
+    write_sidecar(
+        out / "table.json", config=args, files=files, schema=SCHEMA, computed=summary.computed > 0,
+        seconds=round(time.perf_counter() - began, 1), checked=checked, missed=len(missed),
+        cells=dataclasses.asdict(summary),
+    )  # fmt: skip
     for claim in found:
         print(f"{claim['verdict']}: {claim['claim']}: {claim['evidence']}")
     for row in missed:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from amortgap.figures import style, zero_line
 
@@ -32,13 +33,13 @@ def _pick(rows: list[dict[str, Any]], **where: Any) -> list[dict[str, Any]]:
 
 
 def results_figure(rows: list[dict[str, Any]]) -> Figure:
-    """Return final gap against width with the optimum as zero line, gap against window and N, and steps to converge."""
+    """Return final gap against width with the optimum as zero line, gap against window and N, and time to converge."""
     with style():
         figure, axes = plt.subplots(2, 3, figsize=(7.6, 5.0), layout="constrained")
         for ax, (part, name) in zip(axes[0], PARTS.items(), strict=True):
             _gaps(ax, _pick(rows, part=part))
             ax.set_title(f"{name}: final gap")
-        _steps(axes[1, 0], _pick(rows, part="nonlinear", quantity="steps to 1 %"))
+        _seconds(axes[1, 0], _pick(rows, part="nonlinear", quantity="seconds to 1 %"))
         _windows(axes[1, 1], _pick(rows, part="hmm", quantity="gap, nats"))
         _structures(axes[1, 2], _pick(rows, part="regression"))
         marks = [Line2D([], [], color=COLOURS[m], marker="o", markersize=3, label=NAMES[m]) for m in COLOURS]
@@ -70,12 +71,19 @@ def _gaps(ax: Axes, rows: list[dict[str, Any]]) -> None:
             ax.plot(*zip(*middle, strict=True), color=colour)
     zero_line(ax)
     ax.set_xscale("log", base=2)
-    ax.set_yscale("symlog", linthresh=0.1)
+    _gap_axis(ax)
     ax.set_xlabel("width of the encoder")
+
+
+def _gap_axis(ax: Axes) -> None:
+    ax.set_yscale("symlog", linthresh=0.1)
+    # No more room below zero than the values need.
+    heights = np.concatenate([np.zeros(1), *(np.asarray(line.get_ydata(), float) for line in ax.get_lines())])
+    ax.set_ylim(bottom=min(-0.05, 1.5 * float(np.nanmin(heights))))
     ax.set_ylabel("gap to F-VI, nats")
 
 
-def _steps(ax: Axes, rows: list[dict[str, Any]]) -> None:
+def _seconds(ax: Axes, rows: list[dict[str, Any]]) -> None:
     for index, (method, colour) in enumerate(COLOURS.items()):
         for row in _pick(rows, method=method):
             shift = 1.08 if index else 1 / 1.08
@@ -91,12 +99,16 @@ def _steps(ax: Axes, rows: list[dict[str, Any]]) -> None:
                 )
             else:
                 ax.plot(shift * row["size"], row["value"], "o", color=colour, alpha=0.5, markersize=2.5)
+    free = _pick(rows, method="F-VI, Adam")
+    if free and free[0]["value"] is not None:
+        ax.axhline(free[0]["value"], color="#000000", linewidth=0.9, label="F-VI by Adam")
+        ax.legend()
     ax.set_xscale("log", base=2)
     if any(row["value"] is not None for row in rows):
         ax.set_yscale("log")
     ax.set_xlabel("width of the encoder")
-    ax.set_ylabel("steps")
-    ax.set_title("nonlinear model: steps to 1 % (x: never)")
+    ax.set_ylabel("seconds")
+    ax.set_title("nonlinear model: time to 1 % (x: never)")
 
 
 def _windows(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -144,12 +156,12 @@ def paths_figure(rows: list[dict[str, Any]]) -> Figure:
             paths = _pick(rows, part=part, quantity="path, nats", seed=0)
             for ax, cost in zip(axes[:, column], ("seconds", "visits"), strict=True):
                 _paths(ax, paths, cost)
-                ax.set_yscale("symlog", linthresh=0.1)
-                ax.set_ylabel("gap to F-VI, nats")
+                _gap_axis(ax)
                 ax.set_title(name)
         for ax, cost in zip(axes[:, 3], ("seconds", "visits"), strict=True):
             _paths(ax, _pick(rows, part="image", quantity="path, nats", seed=0), cost, named=True)
             ax.set_ylabel("ELBO of all data, nats")
+            ax.ticklabel_format(axis="y", style="plain")
             ax.set_title("images")
     return figure
 
@@ -172,6 +184,7 @@ def _paths(ax: Axes, rows: list[dict[str, Any]], cost: str, *, named: bool = Fal
         path = np.asarray(sorted(points))
         ax.plot(path[:, 0], path[:, 1], color=colour, alpha=shade, linewidth=0.9, label=label if named else None)
     ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel({"seconds": "seconds", "visits": "bounds of single data, with gradient"}[cost])
     if named and groups:
         ax.legend(fontsize=5)
