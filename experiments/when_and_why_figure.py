@@ -15,6 +15,7 @@ from amortgap.figures import style, zero_line
 
 COLOURS = {"A-VI, default": "#0072B2", "A-VI, published": "#D55E00"}
 NAMES = {"A-VI, default": "tanh, Adam and L-BFGS", "A-VI, published": "ReLU, constant Adam"}
+REFERENCES = {"F-VI": "#000000", "Const": "#999999"}
 PARTS = {
     "nonlinear": "nonlinear model",
     "saw, 1 input": "saw series, $x_n$",
@@ -163,6 +164,9 @@ def paths_figure(rows: list[dict[str, Any]]) -> Figure:
             ax.set_ylabel("ELBO of all data, nats")
             ax.ticklabel_format(axis="y", style="plain")
             ax.set_title("images")
+        lines = [Line2D([], [], color=COLOURS[m], label=f"{NAMES[m]}; the wider, the darker") for m in COLOURS]
+        lines += [Line2D([], [], color=colour, label=f"{name} by Adam") for name, colour in REFERENCES.items()]
+        figure.legend(handles=lines, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -174,12 +178,7 @@ def _paths(ax: Axes, rows: list[dict[str, Any]], cost: str, *, named: bool = Fal
     widths = sorted({size for _, size in groups})
     for (method, size), points in groups.items():
         shade = 0.25 + 0.75 * (widths.index(size) + 1) / len(widths)
-        colour = COLOURS.get(
-            method,
-            {"F-VI": "#000000", "F-VI, Adam": "#000000", "Const": "#777777", "Const, Adam": "#777777"}.get(
-                method, "#0072B2"
-            ),
-        )
+        colour = COLOURS.get(method) or REFERENCES.get(method.removesuffix(", Adam"), "#0072B2")
         label = f"{method}, k = {size}" if size > 0 else method
         path = np.asarray(sorted(points))
         ax.plot(path[:, 0], path[:, 1], color=colour, alpha=shade, linewidth=0.9, label=label if named else None)
