@@ -1,5 +1,10 @@
 """Latent variable models `p(x, z)`: records with `log_joint(z, x)` for one datum."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from amortgap.models.arrow import ArrowPosterior
 from amortgap.models.bayesian_decoder import BayesianDecoder, bayesian_decoder
 from amortgap.models.deep_latent_gaussian import DeepLatentGaussian, deep_latent_gaussian
@@ -13,6 +18,17 @@ from amortgap.models.mixture_prior import MixturePosterior, MixturePrior
 from amortgap.models.normal_hierarchies import LinearHierarchy, NonlinearHierarchy, SawSeries
 from amortgap.models.poisson_gamma import PoissonGamma
 from amortgap.models.with_globals import fix_global
+
+if TYPE_CHECKING:
+    from amortgap.models.numpyro_model import NumpyroModel, from_numpyro
+
+
+def __getattr__(name: str) -> Any:
+    # NumPyro takes a second to import, which only its users should wait for.
+    if name in ("NumpyroModel", "from_numpyro"):
+        return getattr(importlib.import_module("amortgap.models.numpyro_model"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "ArrowPosterior",
@@ -33,6 +49,7 @@ __all__ = [
     "MixturePrior",
     "NonlinearHierarchy",
     "NormalPosterior",
+    "NumpyroModel",
     "PoissonGamma",
     "SawSeries",
     "bayesian_decoder",
@@ -40,6 +57,7 @@ __all__ = [
     "fit_factor_analysis",
     "fix_global",
     "from_log_joint",
+    "from_numpyro",
     "group_statistics",
     "windows",
 ]

@@ -1,0 +1,381 @@
+"""A NumPyro model with a local plate as a model of one datum."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer.util import compute_log_probs
+from numpyro.primitives import Messenger
+
+# Values of all discrete local latents together that are summed over, at most.
+_MOST_VALUES = 1000
+_UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+# What a model raises whose arguments do not fit each other.
+_BROKEN = (TypeError, ValueError, IndexError, AssertionError)
+
+
+class _Site(NamedTuple):
+    """A local latent: its name, its unconstrained shape with the plate's axis, and where that axis lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int
+
+
+class _Discrete(NamedTuple):
+    """A discrete local latent: its name, the number of its values, and where the plate's axis lies."""
+
+    name: str
+    values: int
+    axis: int
+
+
+class _Density(NamedTuple):
+    """Log density of z, that of the constrained latents, and these."""
+
+    total: Array
+    constrained: Array
+    values: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What does not change between data: the model, its plate, its sites and how rows become arguments."""
+
+    np_model: Callable[..., Any]
+    plate: str
+    sites: tuple[_Site, ...]
+    discrete: tuple[_Discrete, ...]
+    rows: tuple[tuple[str, int, str], ...]
+    """Name, axis of the data and dtype of every argument that has one row a datum."""
+    static: tuple[tuple[str, Any], ...]
+    """Arguments that are no arrays, such as sizes and flags."""
+    plate_size: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class NumpyroModel:
+    """One datum of a NumPyro model, its local latents in one unconstrained vector; made by `from_numpyro`.
+
+    Formula: `log p(x, z) = sum_s log p(site_s | ..) + log |dT / dz|` over the sites in the local plate, T the bijector
+    from z to the constrained latents.
+
+    Attributes:
+      data: the data, one row a datum, as the functions of this package take them: {argument: [N, ...]}.
+      constants: arguments of the model that have no row for every datum.
+      given: values of the global sites.
+      latent_dim: dimension d of z.
+      sites: names of the local sites in the order in which z holds them.
+    """
+
+    data: dict[str, Any]
+    constants: dict[str, Any]
+    given: dict[str, Any]
+    latent_dim: int = field(metadata={"static": True})
+    plan: _Plan = field(metadata={"static": True})
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the local sites, in the order in which z holds them."""
+        return tuple(site.name for site in self.plan.sites)
+
+    def log_joint(self, z: Float[Array, " d"], x: Mapping[str, Any]) -> Float[Array, ""]:
+        """Return `log p(x, z)` in nats, discrete local latents summed out."""
+        if not self.plan.discrete:
+            return self._log_density(z, x, {}).total
+        choices = itertools.product(*(range(site.values) for site in self.plan.discrete))
+        table = jnp.asarray(np.array(list(choices), np.int32))
+
+        def at(choice: Array) -> Array:
+            return self._log_density(z, x, {site.name: choice[i] for i, site in enumerate(self.plan.discrete)}).total
+
+        return jax.nn.logsumexp(jax.vmap(at)(table))
+
+    def unpack(self, z: Float[Array, " d"], x: Mapping[str, Any]) -> dict[str, Array]:
+        """Return the local latents of one datum by their names, constrained, without the plate's axis."""
+        choice = {site.name: jnp.asarray(0) for site in self.plan.discrete}
+        values = self._log_density(z, x, choice).values
+        return {site.name: jnp.squeeze(values[site.name], site.axis) for site in self.plan.sites}
+
+    def _log_density(self, z: Array, x: Mapping[str, Any], choice: dict[str, Array]) -> _Density:
+        plan = self.plan
+        ends = np.cumsum([math.prod(site.shape) for site in plan.sites])[:-1]
+        parts = dict(zip([site.name for site in plan.sites], jnp.split(z, ends), strict=True))
+        shapes = {site.name: site.shape for site in plan.sites}
+        jacobians, values = [], {}
+
+        def place(site: dict[str, Any]) -> Any:
+            name = site["name"]
+            if site["type"] != "sample" or site["is_observed"]:
+                return None
+            if name in choice:
+                values[name] = site["fn"].enumerate_support(expand=True)[choice[name]]
+                return values[name]
+            if name not in parts:
+                return None
+            # The support may depend on other latents: it is asked for at every call.
+            transform = biject_to(site["fn"].support)
+            free = parts[name].reshape(shapes[name])
+            values[name] = transform(free)
+            jacobians.append(jnp.sum(transform.log_abs_det_jacobian(free, values[name])))
+            return values[name]
+
+        one = _members(plan.np_model, self.given, plan.plate, 1)
+        wrapped = handlers.substitute(one, substitute_fn=place)
+        log_probs, trace = compute_log_probs(wrapped, (), _arguments(plan, x, self.constants), {})
+        inside = [log_probs[name] for name in log_probs if _frame(trace[name], plan.plate) is not None]
+        density = jnp.asarray(sum(inside))
+        return _Density(density + sum(jacobians), density, values)
+
+
+def from_numpyro(
+    np_model: Callable[..., Any],
+    data: Mapping[str, Any],
+    *,
+    local_plate: str,
+    condition: Mapping[str, Any] | None = None,
+    axes: Mapping[str, int] | None = None,
+) -> NumpyroModel:
+    """Return one datum of a NumPyro model, the member of its local plate, as a model of this package.
+
+    Formula: `log p(data, latents | globals) = sum_i log p(x_i, z_i | globals)`, and `log_joint(z, x)` is one term with
+    z unconstrained. That the terms add up is checked here, at a draw of the latents.
+
+    The model runs on one row of the data and one member of the plate. Constrained latents go through their bijectors
+    with the Jacobian, several local sites share one vector (`unpack` names them again), masks and factors count,
+    scales of subsampling do not. Finite discrete local latents are summed out.
+
+    Args:
+      np_model: a NumPyro model, called with `data` as keyword arguments.
+      data: arguments by name. Arrays with one entry for every member of the plate along their axis become the data,
+        all else is constant.
+      local_plate: name of the plate over data.
+      condition: values of the global latents by name, such as a posterior draw or point estimates, and of parameters,
+        such as those of a `flax_module` or an `nnx_module`.
+      axes: the axis of the data in an argument where it is not the first.
+
+    Returns:
+      NumpyroModel; its `data` are what `fit_local`, `amortized_vi` and `inference_gaps` take as `xs`.
+
+    Raises:
+      ValueError: a plate that is not there; global latents without a value; no continuous local latent, or discrete
+        ones without finite support; a plate that is not local, because its terms do not add up; data of the wrong
+        length; Python control flow on traced values; a log joint that is not finite at z = 0.
+
+    Source: Phan, Pradhan and Jankowiak, "Composable effects for flexible and accelerated probabilistic programming in
+      NumPyro" (2019).
+    """
+    given = jax.tree.map(jnp.asarray, dict(condition or {}))
+    try:
+        trace = handlers.trace(_valued(np_model, given)).get_trace(**data)
+    except _BROKEN as error:
+        raise ValueError(f"the model cannot be run on data {_shapes(data)}: {error}") from error
+    size = _plate_size(trace, local_plate)
+    _check_globals(trace, local_plate, given)
+    rows = _rows_of(data, size, axes or {}, local_plate)
+    if not rows:
+        raise ValueError(
+            f"no argument has {size} entries along its data axis, one for each member of plate {local_plate!r}: data "
+            f"hold {_shapes(data)}; name the axis in `axes` if it is not the first"
+        )
+    named = {name for name, _, _ in rows}
+    xs = {name: jnp.moveaxis(jnp.asarray(data[name]), axis, 0) for name, axis, _ in rows}
+    rest = {name: value for name, value in data.items() if name not in named}
+    constants = {name: value for name, value in rest.items() if hasattr(value, "shape")}
+    draft = _Plan(np_model, local_plate, (), (), rows, _static(rest), size)
+    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    sites, discrete = _local_sites(draft, given, first, constants)
+    plan = dataclasses.replace(draft, sites=sites, discrete=discrete)
+    latent_dim = sum(math.prod(site.shape) for site in sites)
+    model = NumpyroModel(data=xs, constants=constants, given=given, latent_dim=latent_dim, plan=plan)
+    _check_terms(model, data)
+    return model
+
+
+class _Members(Messenger):
+    """Let a plate have its first members alone, and take back the scale that a part of a plate has on it."""
+
+    def __init__(self, fn: Callable[..., Any], plate: str, count: int) -> None:
+        super().__init__(fn)
+        self._plate, self._count, self._declared = plate, count, count
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "plate" and msg["name"] == self._plate:
+            self._declared = msg["args"][0]
+            msg["args"] = (self._declared, None)
+            msg["value"] = jnp.arange(self._count)
+        elif msg["type"] == "sample" and self._declared != self._count and _frame(msg, self._plate) is not None:
+            msg["scale"] = msg["scale"] * (self._count / self._declared)
+
+
+def _valued(np_model: Callable[..., Any], given: Mapping[str, Any]) -> Callable[..., Any]:
+    # The key is for sites without a value, of which there are none where densities are asked for. Parameters of
+    # modules are not sampled, and only `substitute` reaches them.
+    return handlers.substitute(
+        handlers.condition(handlers.seed(np_model, jax.random.key(0)), dict(given)), data=dict(given)
+    )
+
+
+def _members(np_model: Callable[..., Any], given: Mapping[str, Any], plate: str, count: int) -> Callable[..., Any]:
+    return _Members(_valued(np_model, given), plate, count)
+
+
+def _arguments(plan: _Plan, x: Mapping[str, Any], constants: dict[str, Any]) -> dict[str, Any]:
+    # Data reach this as floats; counts and indices become whole numbers again.
+    rows = {name: jnp.expand_dims(jnp.asarray(x[name]).astype(dtype), axis) for name, axis, dtype in plan.rows}
+    return dict(plan.static) | constants | rows
+
+
+def _static(rest: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    found = tuple((name, value) for name, value in rest.items() if not hasattr(value, "shape"))
+    for name, value in found:
+        try:
+            hash(value)
+        except TypeError as error:
+            raise ValueError(
+                f"argument {name} must be an array or a constant such as a size or a flag, got {type(value).__name__}; "
+                "close over it instead"
+            ) from error
+    return found
+
+
+def _along(values: Array, axis: int) -> Array:
+    """Return values [N, .., 1, ..] of single members with their members along the plate's axis."""
+    return jnp.moveaxis(jnp.squeeze(values, axis), 0, axis)
+
+
+def _frame(site: Any, plate: str) -> Any:
+    return next((frame for frame in site["cond_indep_stack"] if frame.name == plate), None)
+
+
+def _latents(trace: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: site for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+def _shapes(data: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {np.shape(value)}" for name, value in data.items())
+
+
+def _plate_size(trace: Mapping[str, Any], plate: str) -> int:
+    sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
+    if plate not in sizes:
+        there = ", ".join(sorted(sizes)) or "none"
+        raise ValueError(
+            f"the model has no plate {plate!r} (its plates: {there}). Without a plate over data, as in a time series "
+            "whose states follow each other, the data do not separate and local VI has no meaning"
+        )
+    return sizes[plate]
+
+
+def _check_globals(trace: Mapping[str, Any], plate: str, given: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(given) - set(trace)):
+        raise ValueError(f"condition names sites that the model lacks: {', '.join(unknown)}")
+    free = [name for name, site in _latents(trace).items() if _frame(site, plate) is None]
+    free += [name for name, site in trace.items() if site["type"] == "param" and name not in given]
+    if free:
+        raise ValueError(
+            f"global latents or parameters without a value: {', '.join(sorted(free))}. Give each in `condition`, such "
+            f"as a posterior draw: only latents in plate {plate!r} belong to one datum"
+        )
+
+
+def _rows_of(
+    data: Mapping[str, Any], size: int, axes: Mapping[str, int], plate: str
+) -> tuple[tuple[str, int, str], ...]:
+    rows = []
+    for name, value in data.items():
+        if not hasattr(value, "shape"):
+            continue
+        axis, shape = axes.get(name, 0), np.shape(value)
+        if len(shape) > axis and shape[axis] == size:
+            rows.append((name, axis, str(jnp.asarray(value).dtype)))
+        elif name in axes:
+            raise ValueError(f"axis {axis} of {name} must have {size} entries as plate {plate!r}, got shape {shape}")
+    return tuple(rows)
+
+
+def _local_sites(
+    plan: _Plan, given: dict[str, Any], x: Mapping[str, Any], constants: dict[str, Any]
+) -> tuple[tuple[_Site, ...], tuple[_Discrete, ...]]:
+    arguments = _arguments(plan, x, constants)
+    try:
+        trace = handlers.trace(_members(plan.np_model, given, plan.plate, 1)).get_trace(**arguments)
+    except _BROKEN as error:
+        raise ValueError(
+            f"the model cannot be run on one member of plate {plan.plate!r}, with {_shapes(arguments)}: {error}"
+        ) from error
+    sites, discrete = [], []
+    for name, site in _latents(trace).items():
+        distribution, frame = site["fn"], _frame(site, plan.plate)
+        if frame is None:
+            continue
+        if distribution.support.is_discrete:
+            if not distribution.has_enumerate_support:
+                kind = type(getattr(distribution, "base_dist", distribution)).__name__
+                raise ValueError(
+                    f"local latent {name!r} is discrete ({kind}) without finite support: sum it "
+                    "out in the model, or put a continuous latent in its place"
+                )
+            discrete.append(_Discrete(name, distribution.enumerate_support(expand=False).shape[0], frame.dim))
+            continue
+        free = biject_to(distribution.support).inverse_shape(np.shape(site["value"]))
+        sites.append(_Site(name, tuple(free), frame.dim - distribution.event_dim))
+    if not sites:
+        raise ValueError(
+            f"plate {plan.plate!r} holds no continuous latents"
+            + (", and discrete ones alone have an exact posterior by enumeration" if discrete else "")
+        )
+    if (values := math.prod(site.values for site in discrete)) > _MOST_VALUES:
+        raise ValueError(f"discrete local latents take {values} values together, more than {_MOST_VALUES}")
+    return tuple(sites), tuple(discrete)
+
+
+def _check_terms(model: NumpyroModel, data: Mapping[str, Any]) -> None:
+    """Compare the sum of the terms with the log density of all data, as local latents go from one draw to another."""
+    plan = model.plan
+    zeros = jnp.zeros(model.latent_dim)
+    try:
+        jax.eval_shape(model.log_joint, zeros, jax.tree.map(lambda leaf: leaf[0], model.data))
+    except _UNTRACEABLE as error:
+        raise ValueError(
+            f"the model branches in Python on values that jax traces; use jnp.where or jax.lax.cond: {error}"
+        ) from error
+    terms = jax.vmap(model.log_joint, (None, 0))(zeros, model.data)
+    bad = np.flatnonzero(~np.isfinite(np.asarray(terms)))
+    if bad.size:
+        raise ValueError(
+            f"the log joint is not finite at z = 0 for {bad.size} of {plan.plate_size} data, first {bad[:10].tolist()}"
+        )
+    whole = _members(plan.np_model, model.given, plan.plate, plan.plate_size)
+    choice = {site.name: jnp.asarray(0) for site in plan.discrete}
+
+    def both(key: jax.Array) -> tuple[float, float]:
+        z = 0.5 * jax.random.normal(key, (plan.plate_size, model.latent_dim))
+        each = jax.vmap(lambda z, x: model._log_density(z, x, choice))(z, model.data)
+        # The rows of a plate lie along its axis, where every row alone has a one.
+        values = {site.name: _along(each.values[site.name], site.axis) for site in (*plan.sites, *plan.discrete)}
+        try:
+            log_probs, _ = compute_log_probs(handlers.substitute(whole, values), (), dict(data), {})
+        except _BROKEN as error:
+            raise ValueError(f"the model cannot be run on data {_shapes(data)}: {error}") from error
+        return float(jnp.sum(each.constrained)), float(sum(log_probs[name] for name in log_probs))
+
+    (first, all_first), (second, all_second) = both(jax.random.key(1)), both(jax.random.key(2))
+    if not math.isclose(first - second, all_first - all_second, rel_tol=1e-3, abs_tol=1e-2 + 1e-6 * abs(all_first)):
+        raise ValueError(
+            f"plate {plan.plate!r} is not local: between two draws of the local latents its terms change by "
+            f"{first - second:.4f} nats and the density of all data by {all_first - all_second:.4f}; the likelihood "
+            "couples data"
+        )
