@@ -94,11 +94,16 @@ def require_gpu() -> None:
 
 
 def git_commit() -> str | None:
-    """Commit of the working folder, with `+changes` if tracked files differ from it; None outside a repository."""
+    """Commit of the working folder, with `+changes` if tracked files differ from it; None outside a repository.
+
+    Files in `results/` do not count: whoever asks is about to write them.
+    """
     try:
         run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=10, check=True)
         commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changed = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        changed = run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results"]
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+changes" if changed else "")
