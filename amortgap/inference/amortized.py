@@ -30,6 +30,7 @@ from amortgap.inference.amortized_fit import AmortizedFit, Trace
 from amortgap.inference.annealing import Annealed
 from amortgap.inference.full_batch import FullBatch, train_full_batch
 from amortgap.inference.layout import Layout, chosen_devices, mean_over_rows
+from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
 from amortgap.objectives import ESTIMATORS, elbo
 
@@ -323,10 +324,7 @@ def _round(
         rate = peak * warmup_cosine(first + number, cycle_steps, warmup=min(100, cycle_steps // 10))
         return (params - rate.astype(params.dtype) * jnp.asarray(update), optimiser), -value
 
-    # Whole permutations laid end to end: batches cross their borders, so no datum is dropped at the end of an epoch.
-    epochs = -(-steps * batch_size // n)
-    order = jnp.argsort(jax.random.bits(jax.random.fold_in(key_order, index), (epochs, n)), axis=1).reshape(-1)
-    rows = order[: steps * batch_size].reshape(steps, batch_size)
+    rows = minibatches(jax.random.fold_in(key_order, index), n, steps, batch_size)
     # All keys at once, outside the loop: every random call inside it costs compile time of its own.
     keys = jax.random.split(jax.random.fold_in(key_noise, index), (steps, batch_size))
     inputs = (jnp.arange(steps), keys, rows)

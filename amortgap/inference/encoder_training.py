@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from amortgap._checks import check_count, check_data, check_encoder, check_key, check_positive, check_sizes, num_rows
 from amortgap.inference.encoder_objectives import Objective, elbo_objective
+from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
 
 
@@ -118,13 +119,14 @@ def maximise(
 
     @partial(jax.jit, donate_argnums=())
     def run(key: jax.Array, flat: Array, xs: Any) -> tuple[Array, EncoderTrace]:
-        def step(carry: tuple[Array, Any], number: Array) -> tuple[tuple[Array, Any], EncoderTrace]:
+        key_rows, key_noise = jax.random.split(key)
+
+        def step(carry: tuple[Array, Any], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Any], EncoderTrace]:
             flat, state = carry
-            key_rows, key_noise = jax.random.split(jax.random.fold_in(key, number))
-            rows = jax.random.choice(key_rows, num_rows(xs), (batch_size,), replace=False)
+            number, rows = inputs
             batch = jax.tree.map(lambda leaf: leaf[rows], xs)
             (value, bad), gradient = jax.value_and_grad(loss, has_aux=True)(
-                flat, jax.random.split(key_noise, batch_size), batch
+                flat, jax.random.split(jax.random.fold_in(key_noise, number), batch_size), batch
             )
             update, new_state = adam.update(gradient, state, flat)
             rate = learning_rate * warmup_cosine(number, num_steps, warmup=min(100, num_steps // 10))
@@ -134,7 +136,8 @@ def maximise(
             kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, new_state), carry)
             return kept, EncoderTrace(jnp.where(good, -value, jnp.nan), bad)
 
-        (last, _), trace = jax.lax.scan(step, (flat, adam.init(flat)), jnp.arange(num_steps))
+        rows = minibatches(key_rows, num_rows(xs), num_steps, batch_size)
+        (last, _), trace = jax.lax.scan(step, (flat, adam.init(flat)), (jnp.arange(num_steps), rows))
         return last, trace
 
     last, trace = run(key, flat, xs)

@@ -18,6 +18,7 @@ from amortgap._checks import check_choice, check_count, check_key, check_positiv
 from amortgap._progress import progress_bar
 from amortgap.expectations import MONTE_CARLO, Expectation
 from amortgap.inference.factors import LocalFactors
+from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
 from amortgap.inference.whole import check_whole, whole_elbo
 
@@ -260,10 +261,7 @@ def _steps(
 
     rows = None
     if batch < n:
-        # Whole permutations laid end to end: batches cross their borders, so no datum is dropped at an epoch's end.
-        epochs = -(-steps * batch // n)
-        order = jnp.argsort(jax.random.bits(jax.random.fold_in(key_order, index), (epochs, n)), axis=1).reshape(-1)
-        rows = order[: steps * batch].reshape(steps, batch)
+        rows = minibatches(jax.random.fold_in(key_order, index), n, steps, batch)
     keys = jax.random.split(jax.random.fold_in(key_noise, index), steps)
     inputs = (index * steps + jnp.arange(steps), keys, rows)
     (params, adam), values = jax.lax.scan(step, (state.params, state.optimiser), inputs)
