@@ -1,0 +1,229 @@
+"""Inference suboptimality in variational autoencoders (2018): every table and figure again, with intervals.
+
+    python experiments/cremer2018.py --cluster local:2     # preset laptop: under 45 minutes on two cores
+    python experiments/cremer2018.py --preset paper        # the published protocol, for a GPU
+    python experiments/cremer2018.py --preset smoke        # a minute or two on digits, mostly compilation
+
+*inference-gaps*, *larger-encoder*, *no-warm-up*: the three tables, a diagonal normal (FFG) and an auxiliary flow (AF)
+on every data set. *decoder-size*: decoders with 0, 2 and 4 hidden layers. *frozen-decoder*: flows on an encoder without
+hidden layer. *over-training*: gaps at checkpoints, training and held-out images. *posteriors*: pictures with two
+latents. *simulated-data*: log p(x) from both sides by bidirectional Monte Carlo. *estimators*: L[q*] as both official
+codes estimated it, beside certified local optima; `--study.local-estimator` uses one of theirs everywhere.
+
+log p(x) is the larger of the importance-weighted bound and annealed importance sampling, both from local optima, both
+reported. Writes OUT/table.csv, OUT/tables.csv (the paper's layout), OUT/claims.csv, OUT/images_*.csv (every image),
+OUT/posteriors.csv, OUT/table.json and the figures OUT/{gaps,decoders,training,posteriors}.{pdf,png}. Trained models are
+kept in OUT/models; run again to resume. `make data` fetches MNIST and Fashion-MNIST; CIFAR-10 is left out where absent.
+
+Source: Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders" (2018).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from amortgap.runtime import prepare_compiler
+
+prepare_compiler(one_core=True)
+
+import numpy as np
+from cremer2018_claims import CLAIMS, PAPER, claims, paper_tables
+from cremer2018_figure import decoders_figure, gaps_figure, posteriors_figure, training_figure
+from cremer2018_models import data_set
+from cremer2018_parts import PARTS, PICTURED_IMAGES, TABLES, cells_of
+from cremer2018_study import DATA, IMAGES, PER_IMAGE, PICTURE, PICTURED, SCHEMA, Cell, Study
+
+import amortgap as ag
+from amortgap.figures import save
+from amortgap.sweep import CellResult, make_cells, open_store, read_csv
+from amortgap.sweep.config import parse_args
+from amortgap.sweep.files import write_atomic
+from amortgap.sweep.script import Flat, SweepOptions, run_sweep
+from amortgap.sweep.sidecar import write_sidecar
+from amortgap.sweep.table import Table, csv_text
+
+Experiment = Literal[
+    "inference-gaps", "larger-encoder", "no-warm-up", "decoder-size", "frozen-decoder", "over-training", "posteriors",
+    "simulated-data", "estimators",
+]  # fmt: skip
+OUT = Path("results/cremer2018")
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the reproduction; every field of the study can be overridden."""
+
+    study: Study = dataclasses.field(default_factory=Study)
+    experiments: tuple[Experiment, ...] = tuple(PARTS)  # type: ignore[assignment]
+    """Sub-experiments to run."""
+    data: tuple[Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "digits"], ...] = (
+        "mnist", "fashion_mnist", "cifar10",
+    )  # fmt: skip
+    """Data sets; `make data` fetches the first two."""
+    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=OUT))
+
+
+PRESETS = {
+    "laptop": Args(),
+    "paper": Args(
+        study=Study(
+            num_test=1000, ais_images=1000, frozen_images=500, train_steps=1_968_000, learning_rate=1e-3,
+            flow_width=200, flow_context=50,
+            bound_samples=5000, local_tolerance=0.01, local_flow_steps=2000, evidence_samples=5000,
+            ais_temperatures=10_000, ais_chains=100, ais_leapfrog=10, frozen_steps=200_000, series_count=50_000,
+            series_checkpoints=10, series_steps=300_000, series_images=1000, picture_steps=1_800_000,
+            simulated=1000, simulated_temperatures=10_000, simulated_chains=100, compared_images=100,
+        )
+    ),
+    "smoke": Args(
+        data=("digits",),
+        study=Study(
+            train_count=100, num_train=12, num_test=10, latent_dim=2, width=8, large_width=10, train_steps=40,
+            flow_width=4, flow_context=2, bound_samples=20, local_flow_steps=10, evidence_samples=50, ais_images=6,
+            ais_temperatures=5, ais_chains=2, ais_leapfrog=2, decoder_depths=(0,), frozen_images=10, frozen_steps=20,
+            series_latents=2, series_count=60, series_checkpoints=2, series_steps=20, series_images=8,
+            picture_steps=40, picture_grid=9, simulated=8, simulated_temperatures=10, simulated_chains=2,
+            compared_images=3, copies=3, window=5,
+        ),
+    ),
+}  # fmt: skip
+
+
+class Compute:
+    """Computes cells; trained models are kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, cell: Cell) -> CellResult:
+        """Return the result of one cell."""
+        return PARTS[cell.experiment](cell, self._folder)
+
+
+def present(data: Sequence[str]) -> tuple[str, ...]:
+    """Return the data sets to use: all that were asked for, CIFAR-10 only where its files are.
+
+    Raises:
+      ValueError: a data set whose files are missing, damaged or of another size, with what to do.
+    """
+    if "cifar10" in data and not ag.data.is_available("cifar10"):
+        print("cifar10 is left out: its files are not on this machine", file=sys.stderr)
+        data = [name for name in data if name != "cifar10"]
+    if not data:
+        raise ValueError(f"data must name at least one data set that is here, of {', '.join(DATA)}")
+    return tuple(data)
+
+
+def configurations(args: Args, data: tuple[str, ...]) -> list[Cell]:
+    """Return the cells of all experiments, those of the main tables first."""
+    return [cell for name in PARTS if name in args.experiments for cell in cells_of(args.study, name, data)]
+
+
+def image_rows(cell: Cell, arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of every image of a cell, to a ten thousandth of a nat."""
+    where = {"experiment": cell.experiment, "data": cell.data, "model": cell.model, "variant": cell.variant}
+    groups: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, values in arrays.items():
+        split, step, quantity = name.split("|")
+        groups.setdefault((split, int(step)), {})[quantity] = values
+    return [
+        where
+        | {"split": split, "step": step, "image": image}
+        | {name: _rounded(found[name][image]) if name in found else None for name in PER_IMAGE}
+        for (split, step), found in sorted(groups.items())
+        for image in range(len(next(iter(found.values()))))
+    ]
+
+
+def _rounded(value: Any) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+def picture_rows(arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the grids of the posterior pictures."""
+    rows = []
+    for number, image in enumerate(PICTURED_IMAGES):
+        densities = {name: arrays[f"picture|{number}|{name}"] for name in PICTURED}
+        for i, (z1, z2) in enumerate(arrays[f"points|{number}"]):
+            values = {name: _rounded(of[i]) for name, of in densities.items()}
+            rows.append({"image": image, "z1": round(float(z1), 6), "z2": round(float(z2), 6)} | values)
+    return rows
+
+
+def write_outputs(out: Path, cells: list[Any]) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Write all tables and figures from the records of finished cells; return their paths and the claims."""
+    store = open_store(out)
+    of_images: dict[str, list[dict[str, Any]]] = {}
+    picture: list[dict[str, Any]] = []
+    for cell in cells:
+        record = store.load(cell.key)
+        if record is None or not record.finished or record.arrays is None:
+            continue
+        arrays = store.load_arrays(record)
+        if cell.config.experiment == "posteriors":
+            picture = picture_rows(arrays)
+        else:
+            of_images.setdefault(cell.config.experiment, []).extend(image_rows(cell.config, arrays))
+    rows = read_csv(out / "table.csv", SCHEMA).rows
+    tables = paper_tables(rows)
+    every = [row for found in of_images.values() for row in found]
+    found = claims(every) if every else []
+    written = {"tables": (PAPER, tables), "claims": (CLAIMS, found)} if every else {}
+    written |= {f"images_{name.replace('-', '_')}": (IMAGES, found) for name, found in of_images.items()}
+    if picture:
+        written["posteriors"] = (PICTURE, picture)
+    files = [out / "table.csv"]
+    for name, table in written.items():
+        files.append(out / f"{name}.csv")
+        write_atomic(files[-1], csv_text(Table(*table)).encode())
+    done = {row["experiment"] for row in rows}
+    figures = {
+        "gaps": lambda: gaps_figure(tables) if done & set(TABLES) else None,
+        "decoders": lambda: decoders_figure(rows) if done & {"decoder-size", "frozen-decoder"} else None,
+        "training": lambda: training_figure(rows) if "over-training" in done else None,
+        "posteriors": lambda: posteriors_figure(picture) if picture else None,
+    }
+    for name, draw in figures.items():
+        if (figure := draw()) is not None:
+            files += save(figure, out, name)
+    return files, found
+
+
+def main() -> int:
+    """Run the experiments, write tables, figures and sidecar, and return the exit status."""
+    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    began = time.perf_counter()
+    try:
+        data = present(args.data)
+        hashes = {name: data_set(name, args.study.seed).sha256 for name in data}
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    cells = [
+        made
+        for cell in configurations(args, data)
+        for made in make_cells([cell], schema_version=SCHEMA.version, data_sha256=hashes[cell.data])
+    ]
+    out = args.sweep.out
+    summary = run_sweep(cells, Compute(out.resolve() / "models"), args.sweep, schema=SCHEMA)
+    if args.sweep.dry_run or summary.exit_status == 130:
+        return summary.exit_status
+    files, found = write_outputs(out, cells)
+    write_sidecar(
+        out / "table.json", config=args, files=files, schema=SCHEMA, computed=summary.computed > 0,
+        seconds=round(time.perf_counter() - began, 1), cells=dataclasses.asdict(summary), data_sha256=hashes,
+    )  # fmt: skip
+    for claim in found:
+        print(f"{claim['verdict']}: {claim['claim']}")
+    print(f"tables: {', '.join(str(file) for file in files if file.suffix == '.csv')}")
+    print(f"figures: {', '.join(str(file) for file in files if file.suffix == '.png')}")
+    return summary.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
