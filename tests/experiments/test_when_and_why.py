@@ -117,7 +117,7 @@ def test_smoke_preset_writes_tables_figures_and_claims(tmp_path):
     assert parts == trained | {"linear", "saw", "hmm", "regression"}
     assert all(row["met"] == "True" for row in rows if row["part"] in ("linear", "hmm") and row["met"])
     claims = rows_in(tmp_path / "claims.csv")
-    assert len(claims) == 14 and "not resolved" not in {claim["verdict"] for claim in claims}
+    assert len(claims) == 19 and "not resolved" not in {claim["verdict"] for claim in claims}
     names = {"table.csv", "claims.csv", "when_and_why.pdf", "when_and_why.png", "paths.pdf", "paths.png"}
     assert set(json.loads((tmp_path / "table.json").read_text())["files"]) == names
     again = run("--out", str(tmp_path))
