@@ -159,7 +159,7 @@ CALLS = [
     (lambda: ag.encoders.linear(KEY, 3, FAMILY, rank=0), r"rank must be a whole number, between 1 and 2, got 0"),
     (lambda: ag.encoders.linear(KEY, 3, FAMILY, rank=3), r"rank must be a whole number, between 1 and 2, got 3"),
     (lambda: ag.encoders.mlp(KEY, 3, FAMILY, width=0), r"width must be a whole number, at least 1, got 0"),
-    (lambda: ag.encoders.mlp(KEY, 3, FAMILY, depth=0), r"depth must be a whole number, at least 1, got 0"),
+    (lambda: ag.encoders.mlp(KEY, 3, FAMILY, depth=-1), r"depth must be a whole number, at least 0, got -1"),
     (lambda: ag.encoders.mlp(KEY, 0, FAMILY), r"in_dim must be a whole number, at least 1, got 0"),
     (lambda: ag.encoders.mlp(KEY, 3, FAMILY, activation="magic"), r"activation must be one of .* got 'magic'"),
     (lambda: ag.encoders.mlp(KEY, 3, FAMILY, standardize=spoiled(np.nan)), r"standardize holds 1 NaN"),
