@@ -260,3 +260,20 @@ def test_the_real_files_where_they_are(name, monkeypatch):
     counts = SOURCES[name].counts
     assert found.train.shape == (counts[0], 784) and found.test.shape == (counts[1], 784)
     assert set(np.unique(found.test)) == {0.0, 1.0}
+
+
+def test_a_set_is_available_where_its_loader_would_find_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMORTGAP_DATA", str(tmp_path / "named"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert data.is_available("digits") and not data.is_available("mnist")
+    folder = tmp_path / "named" / "mnist"
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte").write_bytes(b"damaged")
+    # Half a set is none.
+    assert not data.is_available("mnist")
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(b"damaged")
+    assert data.is_available("mnist") and not data.is_available("fashion_mnist")
+    with pytest.raises(ValueError, match=r"damaged|IDX"):
+        data.load_mnist()
+    with pytest.raises(ValueError, match="name must be one of 'digits', 'mnist'"):
+        data.is_available("imagenet")

@@ -298,3 +298,14 @@ def test_encoder_of_another_size_is_refused_where_it_is_used(factor_analysis):
     wrong = E.conv(KEY, (6, 1, 1), mean_field(2), channels=(2,))
     with pytest.raises(ValueError, match=r"encoder must return one vector of family\.size = 6"):
         ag.amortized_vi(KEY, xs, model=model, family=mean_field(3), encoder=wrong)
+
+
+def test_no_hidden_layer_leaves_an_affine_map_of_full_rank():
+    family = ag.families.FullRankNormal(2)
+    encoder = ag.encoders.mlp(jax.random.key(0), 6, family, depth=0)
+    zero = encoder(jnp.zeros(6))
+    matrix = jax.vmap(lambda row: encoder(row) - zero)(jnp.eye(6))
+    x = jax.random.normal(jax.random.key(1), (6,))
+    np.testing.assert_allclose(encoder(x), x @ matrix + zero, rtol=1e-5, atol=1e-6)
+    # A bottleneck as wide as the latent would leave rank two.
+    assert np.linalg.matrix_rank(matrix) == family.size == 5
