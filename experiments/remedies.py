@@ -54,12 +54,12 @@ def _images(data: Literal["mnist", "fashion_mnist"]) -> Args:
         data=data,
         latent_dim=20,
         decoder_width=200,
-        decoder_steps=10_000,
-        training_evaluations=400_000,
+        decoder_steps=4000,
+        training_evaluations=200_000,
         learning_rate=0.003,
         width=64,
         num_samples=100,
-        evidence_samples=5000,
+        evidence_samples=2000,
     )
     return Args(study=study, sweep=SweepOptions(out=Path(f"results/remedies_{data}"), threads=2))
 
