@@ -125,7 +125,7 @@ def test_trained_models_are_kept_and_refused_when_they_do_not_fit(tmp_path):
     from cremer2018_study import Study
 
     study = Study(train_count=40, latent_dim=2, width=4, train_steps=8, flow_width=3, flow_context=1)
-    training = main_training(study, "digits", "AF", warmup_steps=2)
+    training = main_training(study, "digits", "FFG", warmup_steps=2)
     first, again = trained(training, tmp_path), trained(training, tmp_path)
     for made, kept in zip(jax.tree.leaves(first[:2]), jax.tree.leaves(again[:2]), strict=True):
         np.testing.assert_array_equal(made, kept)
@@ -134,7 +134,7 @@ def test_trained_models_are_kept_and_refused_when_they_do_not_fit(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="damaged"):
         trained(training, tmp_path)
-    wider = main_training(study, "digits", "AF", warmup_steps=2, encoder_width=5)
+    wider = main_training(study, "digits", "FFG", warmup_steps=2, encoder_width=5)
     trained(wider, tmp_path)
     (other,) = set(tmp_path.glob("*.safetensors")) - {path}
     for ending in ("", ".json"):

@@ -79,6 +79,8 @@ def test_claims_follow_the_rows():
         for degree, gap in ((0, 5.0), (1, 1e-9))
     ]
     found = {claim["claim"]: claim["verdict"] for claim in claims(rows)}
+    # A slip in print is decided by the model alone.
+    assert found.pop("the printed precision of theta and z in the linear model") == "does not hold"
     verdicts = list(found.values())
     assert verdicts[:2] == ["holds", "holds"] and set(verdicts[2:]) == {"not resolved"}
     rows[-1]["value"] = 1.0
