@@ -62,7 +62,7 @@ def elbo_draws(
         if estimator == "sticking_the_landing" and hasattr(family, "log_prob"):
             # Same value as the total estimator; its gradient leaves out the score term, whose mean is zero, and so
             # has no noise at all where q equals the posterior.
-            return log_joint - family.log_prob(z, jax.lax.stop_gradient(phi))
+            return log_joint - _stopped(family).log_prob(z, _stopped(phi))
         return log_joint - (family.log_prob(z, phi) if log_q is None else log_q)
 
     if hasattr(family, "support"):
@@ -85,6 +85,11 @@ def elbo_draws(
     if antithetic:
         return jax.vmap(lambda one: 0.5 * (draw(one) + draw(-one)))(noise)
     return jax.vmap(draw)(noise)
+
+
+def _stopped(tree: Any) -> Any:
+    """Return the tree with no gradient through its arrays; a family may hold parameters that encoders share."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
 def elbo(

@@ -74,7 +74,7 @@ PRESETS = {
         study=Study(
             num_test=1000, ais_images=1000, frozen_images=500, train_steps=1_968_000, learning_rate=1e-3,
             flow_width=200, flow_context=50,
-            bound_samples=5000, local_tolerance=0.01, local_flow_steps=2000, evidence_samples=5000,
+            bound_samples=5000, local_tolerance=0.01, local_samples=256, local_flow_steps=2000, evidence_samples=5000,
             ais_temperatures=10_000, ais_chains=100, ais_leapfrog=10, frozen_steps=200_000, series_count=50_000,
             series_checkpoints=10, series_steps=300_000, series_images=1000, picture_steps=1_800_000,
             simulated=1000, simulated_temperatures=10_000, simulated_chains=100, compared_images=100,

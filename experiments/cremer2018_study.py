@@ -75,7 +75,7 @@ class Study:
     """Units of both hidden layers of encoder and decoder."""
     large_width: int = 500
     """Units of the larger encoder."""
-    train_steps: int = 6000
+    train_steps: int = 5000
     """Training steps of a model on minibatches of 100 (1,968,000 published: 3280 epochs)."""
     warmup_share: float = 0.122
     """Share of the steps in which the weight of the entropy rises to one (400 of 3280 epochs published)."""
@@ -87,17 +87,19 @@ class Study:
     """Hidden units of their conditioners and reverse model."""
     flow_context: int = 10
     """Numbers that the conditioners of an amortized flow read from the encoder."""
-    bound_samples: int = 500
+    bound_samples: int = 100
     """Draws of an image on which bounds are compared."""
     local_estimator: Estimator = "certified"
     """How L[q*] of FFG is found: certified local optima, or as either official code did it (see `estimators`)."""
     local_tolerance: float = 0.02
     """Nats that a certified local optimum may miss."""
+    local_samples: int = 128
+    """Draws of an image on which its local optimum is judged."""
     local_flow_steps: int = 300
-    """Adam steps of a local flow, from the local normal and, on models trained with flows, from the encoder."""
-    evidence_samples: int = 1000
+    """Adam steps on what the encoder of a flow computes for an image, on models trained with that flow."""
+    evidence_samples: int = 500
     """Draws of an image of the importance-weighted bound, from the local flow (5000 published, from the encoder)."""
-    ais_images: int = 200
+    ais_images: int = 150
     """Images of each split on which annealed importance sampling is run."""
     ais_temperatures: int = 100
     """Temperatures from the local normal to the posterior (10,000 from the prior published)."""
@@ -117,7 +119,7 @@ class Study:
     """Training images of gaps over training (50,000 published)."""
     series_checkpoints: int = 4
     """Checkpoints of gaps over training, each after `series_steps` steps."""
-    series_steps: int = 2000
+    series_steps: int = 1500
     """Steps between checkpoints."""
     series_images: int = 150
     """Training and as many held-out images at every checkpoint (101 published)."""
@@ -127,7 +129,7 @@ class Study:
     """Points along either side of a picture."""
     simulated: int = 100
     """Simulated images of the check by bidirectional Monte Carlo (1000 published)."""
-    simulated_temperatures: int = 1000
+    simulated_temperatures: int = 500
     """Temperatures of it, from the prior (10,000 published)."""
     simulated_chains: int = 4
     """Chains of it each way (100 published)."""

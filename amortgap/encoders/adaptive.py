@@ -120,4 +120,4 @@ def shared_flow(head: Any, family: Any) -> SharedFlowEncoder:
     """
     if not hasattr(family, "head"):
         raise ValueError(f"family must be a flow with a head, got {type(family).__name__}")
-    return SharedFlowEncoder(head, jnp.zeros(family.size - family.head.size))
+    return SharedFlowEncoder(head, family.standard()[family.head.size :])

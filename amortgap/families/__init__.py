@@ -1,9 +1,12 @@
 """Variational families `q(z; phi)`: a size and a fused sample-and-log-prob from one unconstrained vector."""
 
+from amortgap.families.auxiliary_flow import AuxiliaryFlow
 from amortgap.families.branch import Branch
 from amortgap.families.categorical import Categorical
 from amortgap.families.constrained import ConstrainedNormal
-from amortgap.families.flows import AutoregressiveFlow, AuxiliaryFlow, CouplingFlow, FlowHead
+from amortgap.families.fixed_weights import FixedWeights
+from amortgap.families.flow_head import FlowHead
+from amortgap.families.flows import AutoregressiveFlow, CouplingFlow
 from amortgap.families.mixture import MixtureOfNormals
 from amortgap.families.normal import FullRankNormal, LowRankNormal, MeanFieldNormal
 
@@ -14,6 +17,7 @@ __all__ = [
     "Categorical",
     "ConstrainedNormal",
     "CouplingFlow",
+    "FixedWeights",
     "FlowHead",
     "FullRankNormal",
     "LowRankNormal",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from jaxtyping import Array, Float
 
 # softplus(0 + this) = 1: zero outputs of a conditioner are the identity.
 _UNIT_SCALE = math.log(math.e - 1)
+# From weights, inputs, width and the number of outputs to the outputs.
+Conditioner = Callable[[Array, Array, int, int], Array]
 
 
 def net_size(inputs: int, width: int, outputs: int) -> int:
@@ -45,6 +48,36 @@ def net(weights: Float[Array, " n"], x: Float[Array, " inputs"], width: int, out
     return second @ jnp.tanh(first @ x + bias) + offset
 
 
+def linear_net_size(inputs: int, width: int, outputs: int) -> int:
+    """Return the number of weights of `linear_net`."""
+    return net_size(inputs, width, outputs) + inputs * outputs // 2
+
+
+def linear_net(
+    weights: Float[Array, " n"], x: Float[Array, " inputs"], width: int, outputs: int
+) -> Float[Array, " outputs"]:
+    """Return `net(x)` with `A x` added to every second output, A the last of the weights.
+
+    Those outputs are the shifts of a conditioner: with a linear shift flows hold correlated normals exactly. Scales
+    have no linear part: they would vanish or overflow far out.
+    """
+    hidden, matrix = jnp.split(weights, [weights.size - x.size * outputs // 2])
+    shift = matrix.reshape(-1, x.size) @ x
+    return net(hidden, x, width, outputs) + jnp.stack([shift, jnp.zeros_like(shift)], axis=1).ravel()
+
+
+def pack_linear(matrix: Float[Array, "moved inputs"], raw: Float[Array, " moved"], width: int) -> Float[Array, " n"]:
+    """Return the weights with which `linear_net` gives the shifts `matrix x` and the other outputs `raw`."""
+    moved, inputs = matrix.shape
+    hidden = jnp.zeros((inputs + 1) * width + width * 2 * moved, matrix.dtype)
+    return jnp.concatenate([hidden, jnp.stack([jnp.zeros_like(raw), raw], axis=1).ravel(), matrix.ravel()])
+
+
+def raw_scale(scale: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Return the outputs of a conditioner that stand for these scales."""
+    return jnp.log(jnp.expm1(scale)) - _UNIT_SCALE
+
+
 def _shift_and_scale(out: Array) -> tuple[Array, Array]:
     shift, raw = out.reshape(-1, 2).T
     return shift, jax.nn.softplus(raw + _UNIT_SCALE)
@@ -56,16 +89,24 @@ def coupling_size(dim: int, context_dim: int, width: int) -> int:
 
 
 def coupling(
-    weights: Float[Array, " n"], x: Float[Array, " dim"], context: Float[Array, " c"], width: int, *, inverse: bool
+    weights: Float[Array, " n"],
+    x: Float[Array, " dim"],
+    context: Float[Array, " c"],
+    width: int,
+    *,
+    inverse: bool,
+    num_kept: int | None = None,
+    conditioner: Conditioner = net,
 ) -> tuple[Float[Array, " dim"], Float[Array, ""]]:
     """Return the image of x under one affine coupling layer, or its inverse image, and the log determinant.
 
-    Formula: `y_1 = x_1`, `y_2 = x_2 * scale(x_1, c) + shift(x_1, c)`, x_1 the first half of x.
+    Formula: `y_1 = x_1`, `y_2 = x_2 * scale(x_1, c) + shift(x_1, c)`, x_1 the first `num_kept` of x, by default half.
 
     Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2017), equations 7 and 8.
     """
-    kept, moved = x[: x.size // 2], x[x.size // 2 :]
-    shift, scale = _shift_and_scale(net(weights, jnp.concatenate([kept, context]), width, 2 * moved.size))
+    num_kept = x.size // 2 if num_kept is None else num_kept
+    kept, moved = x[:num_kept], x[num_kept:]
+    shift, scale = _shift_and_scale(conditioner(weights, jnp.concatenate([kept, context]), width, 2 * moved.size))
     log_det = jnp.sum(jnp.log(scale))
     if inverse:
         return jnp.concatenate([kept, (moved - shift) / scale]), -log_det

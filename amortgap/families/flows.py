@@ -1,4 +1,4 @@
-"""Normalising flows: affine coupling, inverse autoregression, and coupling with auxiliary variables.
+"""Normalising flows of affine coupling layers and of inverse autoregression.
 
 Every family is a flow of standard normals inside an affine map, `z = mean + scale * flow(noise; context, weights)`,
 with `phi = [mean, log scale, context, weights]`. Zeros are the standard normal. Local VI frees all of phi; an encoder
@@ -7,55 +7,22 @@ may compute the head `[mean, log scale, context]` and share the weights (`amortg
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_count
-from amortgap.families.flow_layers import autoregressive, autoregressive_size, coupling, coupling_size, net, net_size
-
-_LOG_2PI = math.log(2 * math.pi)
-
-
-class FlowHead(NamedTuple):
-    """The part of phi that stays with the datum where the weights of a flow are shared; what an encoder computes.
-
-    Attributes:
-      latent_dim: dimension d of z.
-      size: length of `[mean, log scale, context]`.
-    """
-
-    latent_dim: int
-    size: int
-
-    def standard(self) -> Float[Array, " size"]:
-        """Return the head of the standard normal."""
-        return jnp.zeros(self.size)
-
-
-def _normal_log_prob(noise: Array) -> Array:
-    return -0.5 * (jnp.sum(noise**2) + noise.size * _LOG_2PI)
-
-
-def _split(family: Any, phi: Array) -> tuple[Array, Array, Array, Array]:
-    d, head = family.latent_dim, family.head.size
-    return phi[:d], phi[d : 2 * d], phi[2 * d : head], phi[head:]
+from amortgap.families.flow_head import FlowHead, FlowParts, check_layers, split_phi, standard_normal_log_prob
+from amortgap.families.flow_layers import autoregressive, autoregressive_size, coupling, coupling_size
 
 
 def _from_moments(family: Any, mean: Array, scale_tril: Array) -> Array:
     log_scale = 0.5 * jnp.log(jnp.sum(scale_tril**2, axis=1))
     return jnp.zeros(family.size).at[: 2 * mean.size].set(jnp.concatenate([mean, log_scale]))
-
-
-def _check_layers(family: Any) -> None:
-    check_count("num_layers", family.num_layers)
-    check_count("width", family.width)
-    check_count("context_dim", family.context_dim, minimum=0)
 
 
 def _through(
@@ -106,7 +73,7 @@ class CouplingFlow:
         check_count("latent_dim", self.latent_dim)
         if self.latent_dim < 2:
             raise ValueError(f"latent_dim must be at least 2 to be split into two halves, got {self.latent_dim}")
-        _check_layers(self)
+        check_layers(self)
 
     @property
     def head(self) -> FlowHead:
@@ -127,31 +94,33 @@ class CouplingFlow:
         return _from_moments(self, mean, scale_tril)
 
     def forward(
-        self, noise: Float[Array, " d"], phi: Float[Array, " size"]
+        self, noise: Float[Array, " d"], phi: Float[Array, " size"] | FlowParts
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """Return z and `log |dz / dnoise|`."""
-        mean, log_scale, context, weights = _split(self, phi)
+        mean, log_scale, context, weights = split_phi(self, phi)
         inner, log_det = _through(coupling, self, weights, noise, context, inverse=False)
         return mean + jnp.exp(log_scale) * inner, log_det + jnp.sum(log_scale)
 
-    def inverse(self, z: Float[Array, " d"], phi: Float[Array, " size"]) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    def inverse(
+        self, z: Float[Array, " d"], phi: Float[Array, " size"] | FlowParts
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """Return the noise and `log |dnoise / dz|`."""
-        mean, log_scale, context, weights = _split(self, phi)
+        mean, log_scale, context, weights = split_phi(self, phi)
         noise, log_det = _through(coupling, self, weights, (z - mean) * jnp.exp(-log_scale), context, inverse=True)
         return noise, log_det - jnp.sum(log_scale)
 
-    def log_prob(self, z: Float[Array, " d"], phi: Float[Array, " size"]) -> Float[Array, ""]:
+    def log_prob(self, z: Float[Array, " d"], phi: Float[Array, " size"] | FlowParts) -> Float[Array, ""]:
         """Return `log q(z; phi)` in nats."""
         noise, log_det = self.inverse(z, phi)
-        return _normal_log_prob(noise) + log_det
+        return standard_normal_log_prob(noise) + log_det
 
     def sample_and_log_prob(
-        self, key: jax.Array, phi: Float[Array, " size"]
+        self, key: jax.Array, phi: Float[Array, " size"] | FlowParts
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """Return one draw and its log density in nats."""
-        noise = jax.random.normal(key, (self.latent_dim,), phi.dtype)
+        noise = jax.random.normal(key, (self.latent_dim,), split_phi(self, phi).mean.dtype)
         z, log_det = self.forward(noise, phi)
-        return z, _normal_log_prob(noise) - log_det
+        return z, standard_normal_log_prob(noise) - log_det
 
 
 @jax.tree_util.register_dataclass
@@ -186,7 +155,7 @@ class AutoregressiveFlow:
 
     def __post_init__(self) -> None:
         check_count("latent_dim", self.latent_dim)
-        _check_layers(self)
+        check_layers(self)
 
     @property
     def head(self) -> FlowHead:
@@ -207,129 +176,32 @@ class AutoregressiveFlow:
         return _from_moments(self, mean, scale_tril)
 
     def forward(
-        self, noise: Float[Array, " d"], phi: Float[Array, " size"]
+        self, noise: Float[Array, " d"], phi: Float[Array, " size"] | FlowParts
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """Return z and `log |dz / dnoise|`."""
-        mean, log_scale, context, weights = _split(self, phi)
+        mean, log_scale, context, weights = split_phi(self, phi)
         inner, log_det = _through(autoregressive, self, weights, noise, context, inverse=False)
         return mean + jnp.exp(log_scale) * inner, log_det + jnp.sum(log_scale)
 
-    def inverse(self, z: Float[Array, " d"], phi: Float[Array, " size"]) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    def inverse(
+        self, z: Float[Array, " d"], phi: Float[Array, " size"] | FlowParts
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """Return the noise and `log |dnoise / dz|`."""
-        mean, log_scale, context, weights = _split(self, phi)
+        mean, log_scale, context, weights = split_phi(self, phi)
         noise, log_det = _through(
             autoregressive, self, weights, (z - mean) * jnp.exp(-log_scale), context, inverse=True
         )
         return noise, log_det - jnp.sum(log_scale)
 
-    def log_prob(self, z: Float[Array, " d"], phi: Float[Array, " size"]) -> Float[Array, ""]:
+    def log_prob(self, z: Float[Array, " d"], phi: Float[Array, " size"] | FlowParts) -> Float[Array, ""]:
         """Return `log q(z; phi)` in nats."""
         noise, log_det = self.inverse(z, phi)
-        return _normal_log_prob(noise) + log_det
+        return standard_normal_log_prob(noise) + log_det
 
     def sample_and_log_prob(
-        self, key: jax.Array, phi: Float[Array, " size"]
+        self, key: jax.Array, phi: Float[Array, " size"] | FlowParts
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """Return one draw and its log density in nats."""
-        noise = jax.random.normal(key, (self.latent_dim,), phi.dtype)
+        noise = jax.random.normal(key, (self.latent_dim,), split_phi(self, phi).mean.dtype)
         z, log_det = self.forward(noise, phi)
-        return z, _normal_log_prob(noise) - log_det
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class AuxiliaryFlow:
-    """Coupling flow on the latent and auxiliary variables, with a reverse model; its density of z alone is not known.
-
-    Formula: `(z, v) = flow(noise)`, and with `r(v | z) = N(v; mean_r(z), diag(scale_r(z)^2))` the bound
-    `E_q(z,v)[log p(x, z) + log r(v | z) - log q(z, v)] <= log p(x)`, below the ELBO of q(z) by the mean of
-    `KL(q(v | z) || r(v | z))`. What `sample_and_log_prob` returns as log density is `log q(z, v) - log r(v | z)`. The
-    reverse model sees x through phi: through the free phi of local VI, or through the context of an encoder.
-
-    Args:
-      latent_dim: dimension d of z.
-      aux_dim: dimension of v.
-      num_layers: coupling layers.
-      width: hidden units of every conditioner and of the reverse model.
-      context_dim: numbers in phi that conditioners and reverse model read, for amortized use with shared weights.
-
-    Attributes:
-      size: length of phi.
-      head: FlowHead, the part of phi before the weights.
-
-    Raises:
-      ValueError: a size that is not positive.
-
-    Source: Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders" (2018), section 3.1.
-    """
-
-    latent_dim: int = field(metadata={"static": True})
-    aux_dim: int = field(metadata={"static": True})
-    num_layers: int = field(metadata={"static": True}, default=4)
-    width: int = field(metadata={"static": True}, default=16)
-    context_dim: int = field(metadata={"static": True}, default=0)
-    name: ClassVar[str] = "auxiliary_flow"
-
-    def __post_init__(self) -> None:
-        check_count("latent_dim", self.latent_dim)
-        check_count("aux_dim", self.aux_dim)
-        _check_layers(self)
-
-    @property
-    def head(self) -> FlowHead:
-        """The part of phi before the weights."""
-        return FlowHead(self.latent_dim, 2 * self.latent_dim + self.context_dim)
-
-    @property
-    def _reverse_size(self) -> int:
-        return net_size(self.latent_dim + self.context_dim, self.width, 2 * self.aux_dim)
-
-    @property
-    def size(self) -> int:
-        """Length of phi."""
-        layer = coupling_size(self.latent_dim + self.aux_dim, self.context_dim, self.width)
-        return self.head.size + self.num_layers * layer + self._reverse_size
-
-    def standard(self) -> Float[Array, " size"]:
-        """Return the phi of the standard normal, v independent of z."""
-        return jnp.zeros(self.size)
-
-    def from_moments(self, mean: Float[Array, " d"], scale_tril: Float[Array, "d d"]) -> Float[Array, " size"]:
-        """Return the phi of the normal with this mean and the marginal scales of `scale_tril scale_tril'`."""
-        return _from_moments(self, mean, scale_tril)
-
-    def forward(
-        self, noise: Float[Array, " n"], phi: Float[Array, " size"]
-    ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-        """Return `[z, v]` and `log |d(z, v) / dnoise|`, noise [latent_dim + aux_dim]."""
-        mean, log_scale, context, weights = _split(self, phi)
-        inner, log_det = _through(coupling, self, weights[: -self._reverse_size], noise, context, inverse=False)
-        z = mean + jnp.exp(log_scale) * inner[: self.latent_dim]
-        return jnp.concatenate([z, inner[self.latent_dim :]]), log_det + jnp.sum(log_scale)
-
-    def joint_log_prob(
-        self, z: Float[Array, " d"], v: Float[Array, " a"], phi: Float[Array, " size"]
-    ) -> Float[Array, ""]:
-        """Return `log q(z, v; phi)` in nats."""
-        mean, log_scale, context, weights = _split(self, phi)
-        inner = jnp.concatenate([(z - mean) * jnp.exp(-log_scale), v])
-        noise, log_det = _through(coupling, self, weights[: -self._reverse_size], inner, context, inverse=True)
-        return _normal_log_prob(noise) + log_det - jnp.sum(log_scale)
-
-    def reverse_log_prob(
-        self, v: Float[Array, " a"], z: Float[Array, " d"], phi: Float[Array, " size"]
-    ) -> Float[Array, ""]:
-        """Return `log r(v | z; phi)` in nats."""
-        mean, log_scale, context, weights = _split(self, phi)
-        seen = jnp.concatenate([(z - mean) * jnp.exp(-log_scale), context])
-        centre, log_spread = jnp.split(net(weights[-self._reverse_size :], seen, self.width, 2 * self.aux_dim), 2)
-        return _normal_log_prob((v - centre) * jnp.exp(-log_spread)) - jnp.sum(log_spread)
-
-    def sample_and_log_prob(
-        self, key: jax.Array, phi: Float[Array, " size"]
-    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """Return one draw of z and `log q(z, v) - log r(v | z)` in nats."""
-        noise = jax.random.normal(key, (self.latent_dim + self.aux_dim,), phi.dtype)
-        both, log_det = self.forward(noise, phi)
-        z, v = both[: self.latent_dim], both[self.latent_dim :]
-        return z, _normal_log_prob(noise) - log_det - self.reverse_log_prob(v, z, phi)
+        return z, standard_normal_log_prob(noise) - log_det

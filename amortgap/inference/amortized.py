@@ -32,6 +32,7 @@ from amortgap.inference.full_batch import FullBatch, train_full_batch
 from amortgap.inference.layout import Layout, chosen_devices, mean_over_rows
 from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
+from amortgap.inference.shared_weights import without_copies
 from amortgap.objectives import ESTIMATORS, elbo
 
 
@@ -342,4 +343,5 @@ def _round(
 
 
 def _bound(key: jax.Array, encoder: Any, x: Any, model: Any, *, family: Any, **settings: Any) -> Float[Array, ""]:
+    encoder, family = without_copies(encoder, family)
     return elbo(key, encoder(x), x, model=model, family=family, **settings)

@@ -171,6 +171,69 @@ def test_auxiliary_flow_contains_the_mean_field(key, x64):
     np.testing.assert_allclose(log_q, narrow.log_prob(z, narrow.from_moments(mean, root)), rtol=1e-10)
 
 
+@pytest.mark.parametrize("aux_dim", [3, 5])
+def test_auxiliary_flow_contains_every_normal(aux_dim, key, x64):
+    family, narrow = F.AuxiliaryFlow(3, aux_dim, 2, 4, 1), F.FullRankNormal(3)
+    mean, root = jnp.arange(3.0), jnp.asarray(np.linalg.cholesky(np.cov(np.random.default_rng(0).normal(size=(3, 6)))))
+    phi = family.from_moments(mean, root)
+    zs, log_qs = jax.vmap(family.sample_and_log_prob, (0, None))(jax.random.split(key, 5), phi)
+    expected = jax.vmap(narrow.log_prob, (0, None))(zs, narrow.from_moments(mean, root))
+    np.testing.assert_allclose(log_qs, expected, rtol=1e-10)
+
+
+def test_standard_auxiliary_flow_is_the_standard_normal_and_no_saddle(key, x64):
+    family, x = F.AuxiliaryFlow(2, 2, 2, 4), jnp.array([1.0, -0.5])
+    phi = family.standard()
+    zs, log_qs = jax.vmap(family.sample_and_log_prob, (0, None))(jax.random.split(key, 5), phi)
+    np.testing.assert_allclose(log_qs, jax.vmap(F.MeanFieldNormal(2).log_prob, (0, None))(zs, jnp.zeros(4)), rtol=1e-10)
+    np.testing.assert_allclose(phi[: family.head.size], family.head.standard(), atol=1e-12)
+    # A correlated posterior around the best mean field normal: the weights are told of it.
+    model = ag.models.FactorAnalysis(
+        loadings=jnp.array([[1.0, 0.9], [0.9, 1.0]]), mean=jnp.zeros(2), noise_variance=0.2 * jnp.ones(2)
+    )
+    posterior = model.posterior(x)
+    best = family.from_moments(posterior.mean, jnp.diag(1 / jnp.sqrt(jnp.diag(posterior.precision))))
+    gradient = jax.grad(lambda phi: ag.elbo(key, phi, x, model=model, family=family, num_samples=4000))(best)
+    assert jnp.abs(gradient[family.head.size :]).max() > 0.5
+
+
+FIXED = [F.CouplingFlow(3, 2, 4, 2), F.AutoregressiveFlow(3, 2, 5, 2), F.AuxiliaryFlow(3, 2, 2, 4, 2)]
+
+
+@pytest.mark.parametrize("flow", FIXED, ids=name_of)
+def test_flow_with_fixed_weights_is_the_flow(flow, key, x64):
+    phi = some_phi(flow)
+    head, weights = phi[: flow.head.size], phi[flow.head.size :]
+    family = F.FixedWeights(flow, weights)
+    assert (family.latent_dim, family.size) == (3, flow.head.size)
+    np.testing.assert_array_equal(family.whole(head), phi)
+    for have, want in zip(family.sample_and_log_prob(key, head), flow.sample_and_log_prob(key, phi), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-12)
+    assert hasattr(family, "log_prob") == hasattr(flow, "log_prob")
+    if hasattr(flow, "log_prob"):
+        z = jnp.array([0.1, 0.4, -1.0])
+        np.testing.assert_allclose(family.log_prob(z, head), flow.log_prob(z, phi), rtol=1e-12)
+
+
+def test_gradient_of_shared_weights_is_that_of_the_whole_flow(key, x64):
+    # Sticking the landing leaves out the score term of head and weights alike, whichever way they are passed.
+    from amortgap.inference.shared_weights import without_copies
+
+    model = ag.models.FactorAnalysis(loadings=jnp.eye(3, 2), mean=jnp.zeros(3), noise_variance=jnp.ones(3))
+    flow, x = F.CouplingFlow(2, 2, 4, 1), jnp.array([0.7, -0.2, 1.0])
+    encoder = ag.encoders.shared_flow(ag.encoders.mlp(key, 3, flow.head, width=4, depth=1), flow)
+    # At zero weights the two gradients agree by chance.
+    encoder = jax.tree.map(lambda leaf: leaf + 0.3, encoder)
+
+    def loss(encoder, split):
+        used, family = without_copies(encoder, flow) if split else (encoder, flow)
+        return ag.elbo(key, used(x), x, model=model, family=family, num_samples=3)
+
+    have, want = (jax.grad(loss)(encoder, split) for split in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), have, want)
+    assert without_copies(encoder.head, flow) == (encoder.head, flow)
+
+
 def test_mixture_of_one_is_the_mean_field_and_more_contain_fewer(x64):
     one, narrow = F.MixtureOfNormals(2, 1), F.MeanFieldNormal(2)
     phi = some_phi(one)
@@ -314,6 +377,9 @@ BAD = [
     (lambda: F.CouplingFlow(2, 0), "num_layers must be"),
     (lambda: F.AutoregressiveFlow(2, 1, 0), "width must be"),
     (lambda: F.AuxiliaryFlow(2, 0), "aux_dim must be"),
+    (lambda: F.AuxiliaryFlow(2, 1, 1), "num_layers must be a whole number, at least 2, got 1"),
+    (lambda: F.FixedWeights(F.CouplingFlow(2, 2, 4), jnp.zeros(3)), r"weights must have shape \(36,\), got \(3,\)"),
+    (lambda: F.FixedWeights(F.MeanFieldNormal(2), jnp.zeros(3)), "flow must have a head, got MeanFieldNormal"),
     (lambda: F.ConstrainedNormal(2, "magic"), "bijector must be one of 'positive', 'unit_interval', got 'magic'"),
 ]  # fmt: skip
 
