@@ -1,4 +1,4 @@
-"""Neural networks as values: a hashable flax graph and a pytree of weights. The only file that knows flax."""
+"""Neural networks as values: a hashable flax graph and a pytree of weights; those of users are in `modules`."""
 
 from __future__ import annotations
 

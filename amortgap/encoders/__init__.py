@@ -3,6 +3,7 @@
 from amortgap.encoders.adaptive import AdaptiveEncoder, SharedFlowEncoder, instance_adaptive, shared_flow
 from amortgap.encoders.basic import ConstantEncoder, Encoder, constant, linear, mlp, stack_padded
 from amortgap.encoders.images import ImageEncoder, conv
+from amortgap.encoders.module import ModuleEncoder, from_module
 from amortgap.encoders.random_features import (
     LeastSquares,
     RandomFeatureEncoder,
@@ -20,6 +21,7 @@ __all__ = [
     "Group",
     "ImageEncoder",
     "LeastSquares",
+    "ModuleEncoder",
     "RandomFeatureEncoder",
     "RecurrentEncoder",
     "SetEncoder",
@@ -29,6 +31,7 @@ __all__ = [
     "conv",
     "deep_set",
     "fit_random_features",
+    "from_module",
     "instance_adaptive",
     "least_squares",
     "linear",

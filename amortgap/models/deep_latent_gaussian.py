@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from amortgap._checks import check_choice, check_count, check_key, check_row_shape
 from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
+from amortgap.modules import UserModule, bring
 from amortgap.networks import dense
 
 Likelihood = Bernoulli | Binomial | Gaussian
@@ -41,6 +42,43 @@ class DeepLatentGaussian:
     likelihood: Likelihood
     latent_dim: int = field(metadata={"static": True})
     data_dim: int = field(metadata={"static": True})
+
+    @classmethod
+    def from_modules(
+        cls,
+        decoder: Any,
+        *,
+        latent_dim: int,
+        data_dim: int,
+        likelihood: str | Likelihood = "bernoulli",
+        variables: Any = None,
+    ) -> DeepLatentGaussian:
+        """Return the model of a VAE whose decoder is a flax module written for batches.
+
+        Formula: `z ~ N(0, I_d)`, `x | z ~ likelihood(decoder(z))`, with logits or means [batch, ...] from the decoder.
+
+        Args:
+          decoder: an `nnx.Module` in evaluation mode, or a `linen.Module` with its `variables`.
+          latent_dim: d.
+          data_dim: D, the entries of one datum; data are flat, [N, D], in the order of the decoder's raveled output.
+          likelihood: a likelihood record, or "bernoulli" (logits) or "gaussian" (means, noise variance one).
+          variables: of a linen module, trained.
+
+        Raises:
+          ValueError: no flax module, one that cannot be run on z, that changes its own state (dropout, batch norm in
+            training mode) or whose output for one z has other than `data_dim` entries.
+        """
+        check_count("latent_dim", latent_dim)
+        check_count("data_dim", data_dim)
+        brought = bring("decoder", decoder, (latent_dim,), variables)
+        out = jax.eval_shape(brought, jnp.zeros(latent_dim))
+        if not hasattr(out, "shape") or out.size != data_dim:
+            shapes = [leaf.shape for leaf in jax.tree.leaves(out)]
+            raise ValueError(f"decoder must return one array of data_dim = {data_dim} entries for one z, got {shapes}")
+        return cls(
+            decoder=_Raveled(brought), likelihood=_likelihood(likelihood, data_dim), latent_dim=latent_dim,
+            data_dim=data_dim,
+        )  # fmt: skip
 
     def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
@@ -93,8 +131,24 @@ def deep_latent_gaussian(
     check_count("data_dim", data_dim)
     check_count("width", width)
     check_count("depth", depth, minimum=0)
-    if isinstance(likelihood, str):
-        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
-        likelihood = Bernoulli() if likelihood == "bernoulli" else Gaussian(jnp.zeros(data_dim))
+    likelihood = _likelihood(likelihood, data_dim)
     decoder = dense(key, (latent_dim, *[width] * depth, data_dim), activation=activation)
     return DeepLatentGaussian(decoder=decoder, likelihood=likelihood, latent_dim=latent_dim, data_dim=data_dim)
+
+
+def _likelihood(likelihood: str | Likelihood, data_dim: int) -> Likelihood:
+    if not isinstance(likelihood, str):
+        return likelihood
+    check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
+    return Bernoulli() if likelihood == "bernoulli" else Gaussian(jnp.zeros(data_dim))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Raveled:
+    """A decoder of images as one of flat data."""
+
+    module: UserModule
+
+    def __call__(self, z: Array) -> Array:
+        return jnp.ravel(self.module(z))
