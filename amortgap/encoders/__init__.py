@@ -1,5 +1,10 @@
 """Encoders `x -> phi`: callable pytrees that map one datum to the parameters of a variational family."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from amortgap.encoders.adaptive import AdaptiveEncoder, SharedFlowEncoder, instance_adaptive, shared_flow
 from amortgap.encoders.basic import ConstantEncoder, Encoder, constant, linear, mlp, stack_padded
 from amortgap.encoders.images import ImageEncoder, conv
@@ -14,11 +19,23 @@ from amortgap.encoders.random_features import (
 from amortgap.encoders.sequences import RecurrentEncoder, WindowEncoder, recurrent, window
 from amortgap.encoders.sets import Group, SetEncoder, deep_set, pad_groups
 
+if TYPE_CHECKING:
+    from amortgap.encoders.numpyro_guide import GuideEncoder, from_numpyro_guide
+
+
+def __getattr__(name: str) -> Any:
+    # NumPyro takes a second to import, which only its users should wait for.
+    if name in ("GuideEncoder", "from_numpyro_guide"):
+        return getattr(importlib.import_module("amortgap.encoders.numpyro_guide"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "AdaptiveEncoder",
     "ConstantEncoder",
     "Encoder",
     "Group",
+    "GuideEncoder",
     "ImageEncoder",
     "LeastSquares",
     "ModuleEncoder",
@@ -32,6 +49,7 @@ __all__ = [
     "deep_set",
     "fit_random_features",
     "from_module",
+    "from_numpyro_guide",
     "instance_adaptive",
     "least_squares",
     "linear",

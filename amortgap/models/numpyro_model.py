@@ -109,6 +109,11 @@ class NumpyroModel:
         values = self._log_density(z, x, choice).values
         return {site.name: jnp.squeeze(values[site.name], site.axis) for site in self.plan.sites}
 
+    def trace(self, fn: Callable[..., Any], values: Mapping[str, Any], x: Mapping[str, Any]) -> dict[str, Any]:
+        """Return NumPyro's trace of this model or of a guide, run on one datum with values of its parameters."""
+        one = _members(fn, {**self.given, **values}, self.plan.plate, 1)
+        return handlers.trace(one).get_trace(**_arguments(self.plan, x, self.constants))
+
     def _log_density(self, z: Array, x: Mapping[str, Any], choice: dict[str, Array]) -> _Density:
         plan = self.plan
         ends = np.cumsum([math.prod(site.shape) for site in plan.sites])[:-1]
