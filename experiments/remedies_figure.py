@@ -63,6 +63,8 @@ def _mean(values: list[float | None]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
+# Gaps more than so many times the baseline's are cut off: one diverged encoder would hide all others.
+_FURTHEST = 2.2
 # Costs closer than this share are equal: whole numbers of steps do not spend a budget to the last evaluation.
 _EQUAL = 1.05
 
@@ -89,15 +91,16 @@ def remedies_figure(rows: list[dict[str, Any]]) -> Figure:
     test = sorted((row for row in rows if row["split"] == "test"), key=lambda row: -row["inference_gap"])
     train = {name_of(row): row for row in rows if row["split"] == "train"}
     best = front(test)
+    most = _FURTHEST * next(row["inference_gap"] for row in test if row["kind"] == "baseline")
     figure = plt.figure(figsize=(6.75, 7.2), layout="constrained")
     grid = figure.add_gridspec(3, 2, width_ratios=(1.25, 1))
-    _bars(figure.add_subplot(grid[:, 0]), test, train, best)
+    _bars(figure.add_subplot(grid[:, 0]), test, train, best, most)
     for index, (cost, label) in enumerate(COSTS.items()):
-        _against(figure.add_subplot(grid[index, 1]), test, cost, label, best)
+        _against(figure.add_subplot(grid[index, 1]), test, cost, label, best, most)
     return figure
 
 
-def _bars(ax: Axes, rows: list[dict[str, Any]], train: dict[str, dict[str, Any]], best: set[str]) -> None:
+def _bars(ax: Axes, rows: list[dict[str, Any]], train: dict[str, dict[str, Any]], best: set[str], most: float) -> None:
     places = np.arange(len(rows))
     gaps = np.array([row["inference_gap"] for row in rows])
     # A bound that is not the ELBO of one distribution has no split.
@@ -122,11 +125,15 @@ def _bars(ax: Axes, rows: list[dict[str, Any]], train: dict[str, dict[str, Any]]
         ],
         loc="upper right",
     )
-    ax.set_xlim(left=min(0.0, float(np.nanmin(gaps)) - 0.05))
+    ax.set_xlim(min(0.0, float(np.nanmin(gaps)) - 0.05), min(most, 1.1 * float(np.nanmax(gaps))))
+    for place, gap in zip(places, gaps, strict=True):
+        if gap > most:
+            # Beyond the axis: the number instead of the end of the bar.
+            ax.text(0.98 * most, place, f"{gap:.3g}", ha="right", va="center", color="#FFFFFF", fontsize=6)
 
 
-def _against(ax: Axes, rows: list[dict[str, Any]], cost: str, label: str, best: set[str]) -> None:
-    for row in rows:
+def _against(ax: Axes, rows: list[dict[str, Any]], cost: str, label: str, best: set[str], most: float) -> None:
+    for row in (row for row in rows if row["inference_gap"] <= most):
         on_front = name_of(row) in best
         ax.errorbar(
             row[cost],
