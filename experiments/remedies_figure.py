@@ -126,7 +126,7 @@ def _bars(ax: Axes, rows: list[dict[str, Any]], train: dict[str, dict[str, Any]]
         loc="upper right",
     )
     ax.set_xlim(min(0.0, float(np.nanmin(gaps)) - 0.05), min(most, 1.1 * float(np.nanmax(gaps))))
-    for place, gap in zip(places, gaps, strict=True):
+    for place, gap in enumerate(gaps):
         if gap > most:
             # Beyond the axis: the number instead of the end of the bar.
             ax.text(0.98 * most, place, f"{gap:.3g}", ha="right", va="center", color="#FFFFFF", fontsize=6)

@@ -20,13 +20,13 @@ from amortgap.encoders.sequences import RecurrentEncoder, WindowEncoder, recurre
 from amortgap.encoders.sets import Group, SetEncoder, deep_set, pad_groups
 
 if TYPE_CHECKING:
-    from amortgap.encoders.numpyro_guide import GuideEncoder, from_numpyro_guide
+    from amortgap.numpyro_guide import GuideEncoder, from_numpyro_guide
 
 
 def __getattr__(name: str) -> Any:
-    # NumPyro takes a second to import, which only its users should wait for.
+    # NumPyro takes a second to import, which only its users should wait for; a guide's encoder also knows its model.
     if name in ("GuideEncoder", "from_numpyro_guide"):
-        return getattr(importlib.import_module("amortgap.encoders.numpyro_guide"), name)
+        return getattr(importlib.import_module("amortgap.numpyro_guide"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -128,12 +128,15 @@ def _base(distribution: Any) -> tuple[Any, tuple[Any, ...]]:
 def _moments(name: str, distribution: Any) -> tuple[Array, Array]:
     """Return mean and triangular root of the covariance of a site's normal, flat."""
     base, _ = _base(distribution)
+    loc = jnp.asarray(getattr(base, "loc", 0.0))
     if isinstance(base, dist.Normal):
         shape = distribution.shape()
-        scale = jnp.broadcast_to(base.scale, shape).ravel()
-        return jnp.broadcast_to(base.loc, shape).ravel(), jnp.diag(scale)
-    if isinstance(base, dist.MultivariateNormal) and base.scale_tril.size == base.scale_tril.shape[-1] ** 2:
-        return base.loc.ravel(), base.scale_tril.reshape(base.scale_tril.shape[-2:])
+        scale = jnp.broadcast_to(jnp.asarray(base.scale), shape)
+        return jnp.broadcast_to(loc, shape).ravel(), jnp.diag(scale.ravel())
+    if isinstance(base, dist.MultivariateNormal):
+        root = jnp.asarray(base.scale_tril)
+        if root.size == root.shape[-1] ** 2:
+            return loc.ravel(), root.reshape(root.shape[-2:])
     raise ValueError(f"site {name!r} of the guide must be normal or a transformed normal, got {type(base).__name__}")
 
 
