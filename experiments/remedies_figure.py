@@ -153,7 +153,7 @@ def _against(ax: Axes, rows: list[dict[str, Any]], cost: str, label: str, best: 
         ax.set_xscale("log")
         low, high = (pick(row[cost] for row in rows) for pick in (min, max))
         ax.set_xlim(low / 1.5, high * 1.5)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.minorticks_off()
     ax.set_xlabel(label)
