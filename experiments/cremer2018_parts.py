@@ -221,12 +221,13 @@ PARTS: dict[str, Callable[[Cell, Path], CellResult]] = {
     "inference-gaps": table,
     "larger-encoder": table,
     "no-warm-up": table,
+    # Long ones before short ones: no worker is left waiting at the end.
+    "over-training": over_training,
+    "estimators": estimators,
     "decoder-size": table,
     "frozen-decoder": frozen_decoder,
-    "over-training": over_training,
     "posteriors": posteriors,
     "simulated-data": simulated_data,
-    "estimators": estimators,
 }
 TABLES = ("inference-gaps", "larger-encoder", "no-warm-up")
 
