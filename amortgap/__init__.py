@@ -17,8 +17,22 @@ __version__ = "0.1.0.dev0"
 os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
 
 if TYPE_CHECKING:
-    from amortgap import data, diagnostics, encoders, evidence, families, gaps, inference, models, objectives, weights
+    from amortgap import (
+        data,
+        diagnosis,
+        diagnostics,
+        encoders,
+        evidence,
+        families,
+        gaps,
+        inference,
+        models,
+        objectives,
+        report,
+        weights,
+    )
     from amortgap.aggregate import aggregate_posterior
+    from amortgap.diagnosis import Diagnosis, diagnose
     from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.expectations import Expectation
     from amortgap.gaps import Gaps
@@ -77,9 +91,12 @@ _HOMES = {
     "evaluate_bounds": "measure",
     "inference_gaps": "measure",
     "Gaps": "gaps",
+    "diagnose": "diagnosis",
+    "Diagnosis": "diagnosis",
 }
 _MODULES = (
     "data",
+    "diagnosis",
     "diagnostics",
     "encoders",
     "evidence",
@@ -89,11 +106,13 @@ _MODULES = (
     "inference",
     "models",
     "objectives",
+    "report",
     "weights",
 )
 
 __all__ = [
     "AmortizedFit",
+    "Diagnosis",
     "EncoderFit",
     "Expectation",
     "Gaps",
@@ -105,6 +124,8 @@ __all__ = [
     "compare_encoders",
     "cubature_elbo",
     "data",
+    "diagnose",
+    "diagnosis",
     "diagnostics",
     "elbo",
     "encoders",
@@ -128,6 +149,7 @@ __all__ = [
     "quadrature_elbo",
     "recursive_mixture",
     "refine",
+    "report",
     "semi_amortized_vi",
     "train_encoder",
     "train_vae",

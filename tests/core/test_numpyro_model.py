@@ -264,3 +264,37 @@ def test_refusals_say_what_to_change():
             numpyro.factor("bad", jnp.log(y - 100.0) + z)
 
     refused(broken, {"y": EFFECTS}, "N", "not finite at z = 0 for 8 of 8 data")
+
+
+def all_schools(sigma, y, centred):
+    with numpyro.plate("all", 1, dim=-2):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5))
+        with numpyro.plate("J", 8, dim=-1):
+            if centred:
+                theta = numpyro.sample("theta", dist.Normal(mu, tau))
+            else:
+                theta = mu + tau * numpyro.sample("raw", dist.Normal(0, 1))
+            numpyro.sample("obs", dist.Normal(theta, sigma), obs=y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("centred", "kl"), [(False, 0.2857), (True, 2.0928)])
+def test_eight_schools_with_globals_inside(centred, kl):
+    # log p(y) by quadrature over tau; KL of the best mean field normal by L-BFGS on 2^15 Sobol points.
+    evidence = -31.31134735
+    data = {"sigma": SIGMA, "y": EFFECTS[None], "centred": centred}
+    model = ag.models.from_numpyro(all_schools, data, local_plate="all")
+    family = ag.families.MeanFieldNormal(10)
+    key_fit, key_bound, key_evidence = jax.random.split(jax.random.key(0), 3)
+    fit = ag.fit_local(key_fit, model.data, model=model, family=family)
+    bound = ag.evaluate_bounds(key_bound, fit.phi[:, None], model.data, model=model, family=family, num_samples=100_000)
+    assert float(bound.elbo[0, 0]) == pytest.approx(evidence - kl, abs=4 * float(bound.standard_error[0, 0]) + 0.01)
+    if not centred:
+        full = ag.families.FullRankNormal(10)
+        wide = ag.fit_local(key_fit, model.data, model=model, family=full)
+        found = ag.evidence_of_data(
+            key_evidence, model.data, model=model, family=full, phis=wide.phi, num_samples=100_000
+        )
+        error = float(found.standard_error[0])
+        assert float(found.log_evidence[0]) == pytest.approx(evidence, abs=4 * error + 0.01)

@@ -1,0 +1,122 @@
+"""The command line: `amortgap diagnose problem.py` and `amortgap report results/NAME`."""
+
+from __future__ import annotations
+
+import pathlib
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tyro
+
+NEEDED = ("xs_train", "xs_test", "model", "family", "encoder")
+OPTIONAL = ("image_shape",)
+
+
+def load_problem(file: pathlib.Path) -> dict[str, Any]:
+    """Return what `make_problem()` in a Python file returns, checked for its parts.
+
+    Raises:
+      ValueError: no such file, one that does not run, no `make_problem`, or a result that lacks a part or has another.
+    """
+    if not file.is_file():
+        raise ValueError(f"problem must be a Python file, got {str(file)!r}, which is none")
+    # Modules beside the file can be imported, as when Python runs it.
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        found = runpy.run_path(str(file), run_name="__problem__")
+        make = found.get("make_problem")
+        if not callable(make):
+            raise ValueError(f"{file} must define a function make_problem(), got {type(make).__name__}")
+        problem = make()
+    finally:
+        sys.path.pop(0)
+    if not isinstance(problem, Mapping):
+        as_dict = getattr(problem, "_asdict", None)
+        if as_dict is None:
+            raise ValueError(
+                f"make_problem() must return a mapping with {', '.join(NEEDED)}, got {type(problem).__name__}"
+            )
+        problem = as_dict()
+    missing = [name for name in NEEDED if name not in problem]
+    unknown = [name for name in problem if name not in (*NEEDED, *OPTIONAL)]
+    if missing or unknown:
+        raise ValueError(
+            f"make_problem() must return {', '.join(NEEDED)} and may return {', '.join(OPTIONAL)}; "
+            f"missing: {missing or 'none'}, unknown: {unknown or 'none'}"
+        )
+    return dict(problem)
+
+
+def diagnose(
+    problem: tyro.conf.Positional[pathlib.Path],
+    budget: float = 300.0,
+    out: pathlib.Path = pathlib.Path("diagnosis.html"),
+    max_data: int = 500,
+    tolerance: float = 0.1,
+    seed: int = 0,
+) -> int:
+    """Say how many nats an encoder loses, why, how sure that is, and which remedy buys most.
+
+    Args:
+        problem: Python file that defines make_problem(), which returns a mapping with xs_train, xs_test, model, family
+            and encoder (and image_shape, if data are images that do not look like it).
+        budget: seconds to use, report included; at least 40.
+        out: where to write the report, one HTML file.
+        max_data: data measured of training and of held-out data, at most.
+        tolerance: nats per datum below which a loss is no problem.
+        seed: seed of everything random.
+    """
+    from amortgap.runtime import prepare_compiler
+
+    if "jax" not in sys.modules:
+        prepare_compiler()
+    import jax
+
+    import amortgap as ag
+
+    found = load_problem(problem)
+    # Drawing the figures takes some seconds of its own.
+    drawing = 10.0
+    if budget < ag.diagnosis.MINIMUM_BUDGET + drawing:
+        raise ValueError(f"--budget must be at least {ag.diagnosis.MINIMUM_BUDGET + drawing:g} seconds, got {budget:g}")
+    diagnosis = ag.diagnose(
+        jax.random.key(seed), found.pop("xs_train"), found.pop("xs_test"), **found, budget=budget - drawing,
+        max_data=max_data, tolerance=tolerance, progress=True,
+    )  # fmt: skip
+    print(diagnosis.summary())
+    print(f"report: {diagnosis.to_html(out)}")
+    return 0
+
+
+def report(folder: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None = None) -> int:
+    """Write one HTML file with everything a results folder holds: configuration, cells, failures, figures, tables.
+
+    Args:
+        folder: results of an experiment, such as results/capacity_sweep.
+        out: where to write; by default report.html in that folder.
+    """
+    from amortgap.report import write_sweep
+
+    print(f"report: {write_sweep(folder, out)}")
+    return 0
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status: 0 done, 1 a file that cannot be written, 2 a wrong argument."""
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            {"diagnose": diagnose, "report": report}, prog="amortgap", args=args,
+            description="How many nats an amortized encoder loses, why, and how sure we are.",
+        )  # fmt: skip
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""How much each latent dimension tells of the data, and how much posterior mass the encoder's q covers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from amortgap._chunks import map_data
+from amortgap.diagnosis.measuring import proposal_family
+from amortgap.diagnosis.parts import Coverage, Latents, Measured, Problem
+
+LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+_DRAWS = 500
+
+
+@jax.jit
+def _moments(key: jax.Array, phis: Array, family: Any) -> tuple[Array, Array]:
+    """Return mean and variance of every coordinate under q of every datum, each [N, d]."""
+
+    def one(index: Array, phi: Array) -> tuple[Array, Array]:
+        if hasattr(family, "moments"):
+            mean, scale = family.moments(phi)
+            return mean, jnp.sum(scale**2, axis=1)
+        keys = jax.random.split(jax.random.fold_in(key, index), _DRAWS)
+        draws = jax.vmap(lambda k: family.sample_and_log_prob(k, phi)[0])(keys)
+        return jnp.mean(draws, axis=0), jnp.var(draws, axis=0)
+
+    return map_data(one, phis, chunk_size=100)
+
+
+def activity(key: jax.Array, measured: Measured, family: Any) -> Latents:
+    """Return what each latent tells of the measured data."""
+
+    def share(phis: Array) -> np.ndarray:
+        mean, variance = map(np.asarray, _moments(key, phis, family))
+        between = mean.var(axis=0)
+        return between / (between + variance.mean(axis=0))
+
+    return Latents(share(measured.encoded), share(measured.local))
+
+
+def coverage(key: jax.Array, measured: Measured, xs: Any, problem: Problem) -> Coverage | None:
+    """Return the posterior mass in highest-density regions of the encoder's q, None for a family without `log_prob`.
+
+    Formula: `P(log q(z) > t_l | x)`, with `P(log q(z) > t_l) = l` under q; the first by draws from the proposal behind
+    log p(x), weighted by `p(x, z) / proposal(z)`. Data whose k-hat there exceeds 0.7 are left out.
+    """
+    of = proposal_family(problem.family)
+    if not (hasattr(problem.family, "log_prob") and hasattr(of, "log_prob")):
+        return None
+    inside = np.asarray(_inside(key, measured.encoded, measured.proposal, xs, problem.model, problem.family, of))
+    inside = inside[np.isfinite(inside).all(axis=1) & ~(np.asarray(measured.evidence_k) > 0.7)]
+    if len(inside) < 2:
+        return None
+    error = inside.std(axis=0, ddof=1) / len(inside) ** 0.5
+    return Coverage(np.asarray(LEVELS), inside.mean(axis=0), error)
+
+
+@jax.jit
+def _inside(key: jax.Array, encoded: Array, proposals: Array, xs: Any, model: Any, family: Any, of: Any) -> Array:
+    def one(index: Array, row: Any) -> Array:
+        phi, proposal, x = row
+        key_q, key_p = jax.random.split(jax.random.fold_in(key, index))
+        own = jax.vmap(lambda k: family.sample_and_log_prob(k, phi)[1])(jax.random.split(key_q, _DRAWS))
+        thresholds = jnp.quantile(own, 1 - jnp.asarray(LEVELS))
+        draws, log_proposal = jax.vmap(lambda k: of.sample_and_log_prob(k, proposal))(jax.random.split(key_p, _DRAWS))
+        log_joint = jax.vmap(lambda z: model.log_joint(z, x))(draws)
+        weights = jax.nn.softmax(log_joint - log_proposal)
+        log_q = jax.vmap(lambda z: family.log_prob(z, phi))(draws)
+        return jax.vmap(lambda threshold: jnp.sum(jnp.where(log_q > threshold, weights, 0.0)))(thresholds)
+
+    return map_data(one, (encoded, proposals, xs), chunk_size=4)

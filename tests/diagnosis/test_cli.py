@@ -1,0 +1,75 @@
+"""The command line: `amortgap diagnose` and `amortgap report`."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from amortgap import cli
+
+PROBLEM = """
+import jax
+import amortgap as ag
+
+def make_problem():
+    model = ag.models.FactorAnalysis(loadings=jax.numpy.ones((3, 1)), mean=jax.numpy.zeros(3),
+                                     noise_variance=jax.numpy.ones(3))
+    _, xs = ag.diagnostics.simulate(jax.random.key(0), model=model, num_data=80)
+    family = ag.families.MeanFieldNormal(1)
+    encoder = ag.encoders.constant(jax.random.key(1), 3, family)
+    return dict(model=model, family=family, encoder=encoder, xs_train=xs[:40], xs_test=xs[40:])
+"""
+
+
+def written(tmp_path, text):
+    file = tmp_path / "problem.py"
+    file.write_text(text)
+    return file
+
+
+def test_problem_files_are_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"problem must be a Python file, got .*missing.py"):
+        cli.load_problem(tmp_path / "missing.py")
+    with pytest.raises(ValueError, match=r"must define a function make_problem\(\), got NoneType"):
+        cli.load_problem(written(tmp_path, "x = 1"))
+    with pytest.raises(ValueError, match=r"must return a mapping with xs_train.*got int"):
+        cli.load_problem(written(tmp_path, "def make_problem(): return 3"))
+    with pytest.raises(
+        ValueError, match=r"missing: \['xs_test', 'model', 'family', 'encoder'\], unknown: \['decoder'\]"
+    ):
+        cli.load_problem(written(tmp_path, "def make_problem(): return dict(xs_train=1, decoder=2)"))
+    (tmp_path / "beside.py").write_text(f"PARTS = dict.fromkeys({cli.NEEDED}, 1)")
+    before = list(sys.path)
+    found = cli.load_problem(written(tmp_path, "from beside import PARTS\ndef make_problem(): return PARTS"))
+    assert found["model"] == 1 and sys.path == before
+
+
+def test_wrong_arguments_end_with_a_message_and_status_two(tmp_path, capsys):
+    file = written(tmp_path, PROBLEM)
+    assert cli.main(["diagnose", str(file), "--budget", "5"]) == 2
+    assert "--budget must be at least 40 seconds, got 5" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path / "nothing")]) == 2
+    assert "folder must be one of results" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["diagnose", str(file), "--bugdet", "50"])
+    assert stopped.value.code == 2
+    assert "--budget" in capsys.readouterr().err
+
+
+def test_report_command_writes_beside_the_results(tmp_path, capsys):
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").exists() and "report.html" in capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "no" / "where.html")]) == 1
+
+
+@pytest.mark.slow
+def test_diagnose_command_runs_a_file_within_its_budget(tmp_path):
+    file = written(tmp_path, PROBLEM)
+    command = [pathlib.Path(sys.executable).with_name("amortgap"), "diagnose", file, "--budget", "60", "--out"]
+    done = subprocess.run([*command, tmp_path / "out.html"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "verdict: amortization" in done.stdout and "best buy: " in done.stdout
+    assert "best buy: none" not in done.stdout
+    assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
