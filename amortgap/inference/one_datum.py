@@ -28,6 +28,8 @@ _HORIZON_SHARE = 0.5
 # From the second rerun on: how many times more draws judge (of a rough posterior, the few that suffice elsewhere show
 # no positive curvature, and so no bound), Adam's steps and rate, how much longer Newton averages, and from what weight.
 ROUGH_DRAWS = 8
+# Share of the log scales' curvature lost to the mean above which only those many draws certify an optimum.
+_COUPLING = 0.25
 _ROUGH_ADAM_STEPS = 1000
 _ROUGH_ADAM_RATE = 0.03
 _ROUGH_NEWTON = 4
@@ -217,7 +219,7 @@ def fit_again(
         runs += _newton(key_newton, x, *runs[-1], model, family, steps, pairs_at_once, settle=settle)
         judged = judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
     gradients = fit.num_gradients + steps * _gradients_per_step(family, method) + 2 * extra
-    return Work(_fit(judged, fit.num_steps + steps + extra, gradients, settings), work.start)
+    return Work(_fit(judged, fit.num_steps + steps + extra, gradients, settings, many_draws=rough), work.start)
 
 
 def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings) -> LocalFit:
@@ -250,8 +252,12 @@ def _gradients_per_step(family: Any, method: str) -> int:
     return 2 * _sweeps_per_step(family.latent_dim) * family.latent_dim if method == "newton" else 2
 
 
-def _fit(judged: Judged, num_steps: Any, num_gradients: Any, settings: Settings) -> LocalFit:
+def _fit(
+    judged: Judged, num_steps: Any, num_gradients: Any, settings: Settings, *, many_draws: bool = False
+) -> LocalFit:
     short = judged.certificate.nats
+    # Strong coupling multiplies what few draws see of the gradient, and may hide from them altogether.
+    trusted = many_draws | (judged.certificate.coupling < _COUPLING)
     drift = _HORIZON_SHARE * judged.horizon_gain - 2 * judged.horizon_error
     return LocalFit(
         phi=judged.phi,
@@ -263,7 +269,7 @@ def _fit(judged: Judged, num_steps: Any, num_gradients: Any, settings: Settings)
         horizon_gain=judged.horizon_gain,
         num_steps=jnp.asarray(num_steps),
         num_gradients=jnp.asarray(num_gradients),
-        converged=jnp.isfinite(judged.value) & (short < settings.tolerance) & (drift < settings.tolerance),
+        converged=trusted & jnp.isfinite(judged.value) & (short < settings.tolerance) & (drift < settings.tolerance),
     )
 
 
@@ -332,5 +338,7 @@ def _adam_and_judge(
         return elbo_draws(draw_key, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic)
 
     choice = choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
-    certificate = Certificate(jnp.where(jnp.isfinite(choice.gain), choice.gain, jnp.inf), choice.gain_error)
+    certificate = Certificate(
+        jnp.where(jnp.isfinite(choice.gain), choice.gain, jnp.inf), choice.gain_error, jnp.zeros(())
+    )
     return verdict(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)

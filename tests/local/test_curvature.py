@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
-from amortgap.inference.certificate import certify
+from amortgap.inference.certificate import certify, couplings
 from amortgap.inference.curvature import curvature_change, look_around, newton, normal_noise
 
 RNG = np.random.default_rng(3)
@@ -141,3 +141,69 @@ def test_newton_takes_back_a_step_that_overshoots(key):
     _, (mean, root) = newton(key, log_joint, jnp.full(2, 6.0), jnp.full(2, 0.1), num_steps=25, num_sweeps=4)
     assert jnp.all(jnp.abs(mean) < 0.3)
     assert jnp.all((root > 0.5) & (root < 3))
+
+
+def funnel(z):
+    """Neal's funnel: the first latent is the log variance of the others."""
+    return -0.5 * z[0] ** 2 - 0.5 * jnp.sum(z[1:] ** 2 * jnp.exp(-z[0]) + z[0])
+
+
+def funnel_elbo(mean, log_scale):
+    """Its ELBO under a mean field normal but for constants, by the moments of the log-normal."""
+    energy = 0.5 * (mean[0] ** 2 + jnp.exp(2 * log_scale[0])) + 0.5 * (mean.size - 1) * mean[0]
+    squares = jnp.sum(mean[1:] ** 2 + jnp.exp(2 * log_scale[1:]))
+    return jnp.sum(log_scale) - energy - 0.5 * squares * jnp.exp(-mean[0] + 0.5 * jnp.exp(2 * log_scale[0]))
+
+
+FUNNEL_MEAN = jnp.array([0.1, 0.3, -0.2])
+FUNNEL_LOG_SCALE = jnp.array([-0.5, -0.1, 0.0])
+
+
+def test_couplings_are_the_mixed_second_derivatives_of_the_elbo():
+    mean, scale = FUNNEL_MEAN, jnp.exp(FUNNEL_LOG_SCALE)
+    mixed = jax.jacobian(jax.grad(lambda m, s: -funnel_elbo(m, s), argnums=1), argnums=0)(mean, FUNNEL_LOG_SCALE)
+    curvature = scale[:, None] * jax.hessian(lambda m: -funnel_elbo(m, FUNNEL_LOG_SCALE))(mean) * scale[None, :]
+    of_scales = jax.hessian(lambda s: -funnel_elbo(mean, s))(FUNNEL_LOG_SCALE) - 2 * jnp.diag(jnp.diag(curvature))
+    found = []
+    for seed in range(8):
+        sweep = look_around(jax.random.normal(jax.random.key(seed), (9000, 3)), funnel, mean, scale, pairs_at_once=9000)
+        found.append(couplings(sweep, curvature))
+    for number, exact in enumerate((scale[:, None] * mixed.T, of_scales)):
+        draws = jnp.stack([pair[number] for pair in found])
+        error = jnp.std(draws, axis=0, ddof=1) / len(found) ** 0.5
+        assert jnp.max(jnp.abs(exact)) > 0.3
+        # Seven degrees of freedom: 6 standard errors are passed once in two thousand entries.
+        assert jnp.all(jnp.abs(draws.mean(axis=0) - exact) < 6 * error + 1e-4), (draws.mean(axis=0), exact)
+    # A correlated normal posterior has none, whatever the draws.
+    precision = jnp.array([[2.0, 1.2], [1.2, 1.5]])
+    sweep = look_around(
+        jax.random.normal(jax.random.key(9), (8, 2)), lambda z: -0.5 * z @ precision @ z, jnp.ones(2), jnp.ones(2)
+    )
+    assert max(float(jnp.max(jnp.abs(part))) for part in couplings(sweep, precision)) < 1e-5
+
+
+def test_certificate_of_a_funnel_is_the_decrement_of_the_joint_hessian():
+    def negative(phi):
+        return -funnel_elbo(phi[:3], phi[3:])
+
+    phi = jnp.concatenate([FUNNEL_MEAN, FUNNEL_LOG_SCALE])
+    for _ in range(30):
+        phi -= 0.7 * jnp.linalg.solve(jax.hessian(negative)(phi), jax.grad(negative)(phi))
+    vectors = jnp.linalg.eigh(jax.hessian(negative)(phi))[1]
+    # Along the flattest direction, which no block sees: all scales and the mean of the first latent together.
+    phi += 0.3 * vectors[:, 0]
+    slope, hessian = jax.grad(negative)(phi), jax.hessian(negative)(phi)
+    decrement = 0.5 * slope @ jnp.linalg.solve(hessian, slope)
+    blocks = 0.5 * sum(
+        slope[rows] @ jnp.linalg.solve(hessian[rows, rows], slope[rows]) for rows in (slice(3), slice(3, 6))
+    )
+    assert decrement > 1.5 * blocks > 0
+    mean, scale = phi[:3], jnp.exp(phi[3:])
+    found = []
+    for seed in range(8):
+        sweep = look_around(jax.random.normal(jax.random.key(seed), (9000, 3)), funnel, mean, scale, pairs_at_once=9000)
+        found.append(certify(sweep, mean_field=True))
+    nats = jnp.stack([certificate.nats for certificate in found])
+    # The spread over seeds is under 2 % with both couplings and 11 % without that of the scales among themselves.
+    assert jnp.max(jnp.abs(nats / decrement - 1)) < 0.08, (nats, decrement, blocks)
+    assert all(certificate.coupling > 0.25 for certificate in found)
