@@ -104,9 +104,9 @@ def couplings(sweep: Sweep, curvature: Float[Array, "d d"]) -> tuple[Float[Array
     """Return how the log scales of a mean field normal are coupled to its mean, and to each other beyond `2 C_jj`.
 
     Formula: `M_ij = E[dg_i/dz_j e_j] = E[g_i (e_j^2 - 1)] = E[g_j (e_i e_j - 1{i=j})]` and, off the diagonal,
-    `S_ij = E[H_ij e_i e_j] = E[g_i e_i (e_j^2 - 1)]`, by Stein's identity; on it `E[g_j (e_j^3 - e_j)] - 2 C_jj`. Only what a
-    quadratic does not explain enters, so that both vanish without noise for a normal posterior, and each is shrunk by
-    its share of noise, so that they vanish for one that shows no coupling.
+    `S_ij = E[H_ij e_i e_j] = E[g_i e_i (e_j^2 - 1)]`, by Stein's identity; on it `E[g_j (e_j^3 - e_j)] - 2 C_jj`. Only
+    what a quadratic does not explain enters, so that both vanish without noise for a normal posterior, and each is
+    shrunk by its share of noise, so that they vanish for one that shows no coupling.
 
     Returns:
       The mixed second derivatives of minus the ELBO, [mean, log scale], and those of the log scales less
@@ -123,7 +123,9 @@ def couplings(sweep: Sweep, curvature: Float[Array, "d d"]) -> tuple[Float[Array
     def of_group(even: Array, odd: Array, noises: Array, squares: Array) -> tuple[Array, Array]:
         with_mean = 0.5 * (even.T @ squares + noises.T @ (even * noises) - jnp.diag(jnp.sum(even, axis=0)))
         pulled = odd * noises
-        return with_mean / d, 0.5 * (pulled.T @ squares + squares.T @ pulled) / d
+        # Zero on average, since C has been taken out of `odd`; without its noise the diagonal has less.
+        own = 2 * jnp.diag(jnp.sum(pulled, axis=0))
+        return with_mean / d, (0.5 * (pulled.T @ squares + squares.T @ pulled) - own) / d
 
     with_mean, of_scales = jax.vmap(of_group)(*(part.reshape(-1, d, d) for part in (even, odd, noises, squares)))
     return _shrunk(with_mean), _shrunk(of_scales)
