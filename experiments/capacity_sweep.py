@@ -27,10 +27,10 @@ prepare_compiler(one_core=True)
 
 import capacity_cells
 import capacity_references
-from capacity_figure import draw
+from capacity_figure import derive
 from capacity_study import SCHEMA, Study
 
-from amortgap.sweep import grid, make_cells, read_csv
+from amortgap.sweep import grid, make_cells
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.script import Flat, SweepOptions, run_sweep
 from amortgap.sweep.sidecar import write_sidecar
@@ -113,7 +113,7 @@ def main() -> int:
         shutil.rmtree(shared, ignore_errors=True)
     out = args.sweep.out
     table = out / "table.csv"
-    written = draw(read_csv(table, SCHEMA), out)
+    written = derive(out, out)
     write_sidecar(
         out / "table.json",
         config=args,

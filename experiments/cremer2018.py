@@ -32,20 +32,19 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler(one_core=True)
 
 import numpy as np
-from cremer2018_claims import CLAIMS, PAPER, claims, paper_tables
-from cremer2018_figure import decoders_figure, gaps_figure, posteriors_figure, training_figure
+from cremer2018_claims import CLAIMS
+from cremer2018_figure import derive, images_file
 from cremer2018_models import data_set
-from cremer2018_parts import PARTS, PICTURED_IMAGES, TABLES, cells_of
+from cremer2018_parts import PARTS, PICTURED_IMAGES, cells_of
 from cremer2018_study import DATA, IMAGES, PER_IMAGE, PICTURE, PICTURED, SCHEMA, Cell, Study
 
 import amortgap as ag
-from amortgap.figures import save
-from amortgap.sweep import CellResult, make_cells, open_store, read_csv
+from amortgap.sweep import CellResult, make_cells, open_store
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.files import write_atomic
 from amortgap.sweep.script import Flat, SweepOptions, run_sweep
 from amortgap.sweep.sidecar import write_sidecar
-from amortgap.sweep.table import Table, csv_text
+from amortgap.sweep.table import Table, csv_text, read_columns
 
 Experiment = Literal[
     "inference-gaps", "larger-encoder", "no-warm-up", "decoder-size", "frozen-decoder", "over-training", "posteriors",
@@ -155,8 +154,8 @@ def picture_rows(arrays: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_outputs(out: Path, cells: list[Any]) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Write all tables and figures from the records of finished cells; return their paths and the claims."""
+def write_images(out: Path, cells: list[Any]) -> list[Path]:
+    """Write the values of every image and the grids of the pictures from the records of finished cells."""
     store = open_store(out)
     of_images: dict[str, list[dict[str, Any]]] = {}
     picture: list[dict[str, Any]] = []
@@ -169,29 +168,13 @@ def write_outputs(out: Path, cells: list[Any]) -> tuple[list[Path], list[dict[st
             picture = picture_rows(arrays)
         else:
             of_images.setdefault(cell.config.experiment, []).extend(image_rows(cell.config, arrays))
-    rows = read_csv(out / "table.csv", SCHEMA).rows
-    tables = paper_tables(rows)
-    every = [row for found in of_images.values() for row in found]
-    found = claims(every) if every else []
-    written = {"tables": (PAPER, tables), "claims": (CLAIMS, found)} if every else {}
-    written |= {f"images_{name.replace('-', '_')}": (IMAGES, found) for name, found in of_images.items()}
+    written: dict[str, tuple[Any, list[dict[str, Any]]]]
+    written = {images_file(name): (IMAGES, found) for name, found in of_images.items()}
     if picture:
-        written["posteriors"] = (PICTURE, picture)
-    files = [out / "table.csv"]
+        written["posteriors.csv"] = (PICTURE, picture)
     for name, table in written.items():
-        files.append(out / f"{name}.csv")
-        write_atomic(files[-1], csv_text(Table(*table)).encode())
-    done = {row["experiment"] for row in rows}
-    figures = {
-        "gaps": lambda: gaps_figure(tables) if done & set(TABLES) else None,
-        "decoders": lambda: decoders_figure(rows) if done & {"decoder-size", "frozen-decoder"} else None,
-        "training": lambda: training_figure(rows) if "over-training" in done else None,
-        "posteriors": lambda: posteriors_figure(picture) if picture else None,
-    }
-    for name, draw in figures.items():
-        if (figure := draw()) is not None:
-            files += save(figure, out, name)
-    return files, found
+        write_atomic(out / name, csv_text(Table(*table)).encode())
+    return [out / name for name in written]
 
 
 def main() -> int:
@@ -213,12 +196,12 @@ def main() -> int:
     summary = run_sweep(cells, Compute(out.resolve() / "models"), args.sweep, schema=SCHEMA)
     if args.sweep.dry_run or summary.exit_status == 130:
         return summary.exit_status
-    files, found = write_outputs(out, cells)
+    files = [out / "table.csv", *write_images(out, cells), *derive(out, out)]
     write_sidecar(
         out / "table.json", config=args, files=files, schema=SCHEMA, computed=summary.computed > 0,
         seconds=round(time.perf_counter() - began, 1), cells=dataclasses.asdict(summary), data_sha256=hashes,
     )  # fmt: skip
-    for claim in found:
+    for claim in read_columns(out / "claims.csv", CLAIMS).rows:
         print(f"{claim['verdict']}: {claim['claim']}")
     print(f"tables: {', '.join(str(file) for file in files if file.suffix == '.csv')}")
     print(f"figures: {', '.join(str(file) for file in files if file.suffix == '.png')}")

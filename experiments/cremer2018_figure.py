@@ -1,20 +1,25 @@
-"""The figures of the reproduction, drawn from its tables alone."""
+"""Everything of the reproduction that follows from its tables: the paper's layout, the claims, the figures."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cremer2018_parts import TABLES
-from cremer2018_study import ENCODER, PICTURED
+from cremer2018_claims import CLAIMS, PAPER, claims, paper_tables
+from cremer2018_parts import PARTS, TABLES
+from cremer2018_study import ENCODER, IMAGES, PICTURE, PICTURED, SCHEMA
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from amortgap.figures import style, zero_line
+from amortgap.figures import save, style, zero_line
+from amortgap.sweep import read_csv
+from amortgap.sweep.files import write_atomic
+from amortgap.sweep.table import Table, csv_text, read_columns
 
 Rows = list[dict[str, Any]]
 COLOURS = {"approximation gap": "#009E73", "amortization gap": "#0072B2"}
@@ -26,6 +31,38 @@ NAMES = {
     "cifar10": "CIFAR-10",
     "digits": "digits",
 }
+
+
+def images_file(experiment: str) -> str:
+    """Return the name of the file with the values of every image of a sub-experiment."""
+    return f"images_{experiment.replace('-', '_')}.csv"
+
+
+def derive(folder: Path, out: Path) -> list[Path]:
+    """Write everything that follows from the tables in `folder` into `out`; return the paths.
+
+    Those tables are table.csv, images_*.csv and posteriors.csv, each where its sub-experiment was run.
+    """
+    rows = read_csv(folder / "table.csv", SCHEMA).rows
+    tables = paper_tables(rows)
+    files = [folder / images_file(name) for name in PARTS]
+    every = [row for file in files if file.exists() for row in read_columns(file, IMAGES).rows]
+    written = {"tables.csv": (PAPER, tables), "claims.csv": (CLAIMS, claims(every) if every else [])}
+    for name, table in written.items():
+        write_atomic(out / name, csv_text(Table(*table)).encode())
+    done = {row["experiment"] for row in rows}
+    figures = {}
+    if done & set(TABLES):
+        figures["gaps"] = gaps_figure(tables)
+    if done & {"decoder-size", "frozen-decoder"}:
+        figures["decoders"] = decoders_figure(rows)
+    if "over-training" in done:
+        figures["training"] = training_figure(rows)
+    if (folder / "posteriors.csv").exists():
+        figures["posteriors"] = posteriors_figure(read_columns(folder / "posteriors.csv", PICTURE).rows)
+    return [out / name for name in written] + [
+        path for name, figure in figures.items() for path in save(figure, out, name)
+    ]
 
 
 def _pick(rows: Rows, **where: Any) -> Rows:

@@ -30,30 +30,14 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler()
 
 from evidence_coverage import coverage
-from evidence_figure import evidence_figure
+from evidence_figure import derive
 from evidence_parts import bound_against_draws, make_case, methods, sandwich_ladder
-from evidence_study import Study, models
+from evidence_study import SCHEMA, Study, models
 
-from amortgap.figures import save
-from amortgap.sweep import CellResult, Column, Schema, make_cells, read_csv
+from amortgap.sweep import CellResult, make_cells, read_csv
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.script import Flat, SweepOptions, run_sweep
 from amortgap.sweep.sidecar import write_sidecar
-
-SCHEMA = Schema(
-    version=1,
-    columns=(
-        Column("part", str, "methods, draws, sandwich or coverage", key=True),
-        Column("model", str, "the model", key=True),
-        Column("method", str, "how log p(x) or the interval was obtained", key=True),
-        Column("quantity", str, "what the value is, with its unit; shares and coverages have none", key=True),
-        Column("value", float, "the value; empty if not finite"),
-        Column("standard_error", float, "of the value, over data or replicates"),
-        Column("low", float, "least value that meets the requirement, empty for none"),
-        Column("high", float, "largest value that meets the requirement, empty for none"),
-        Column("met", bool, "whether it is met, empty without a requirement"),
-    ),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +125,7 @@ def main() -> int:
     out = args.sweep.out
     table = out / "table.csv"
     rows = read_csv(table, SCHEMA).rows
-    files = [table, *save(evidence_figure(rows), out, "evidence_check")]
+    files = [table, *derive(out, out)]
     missed = [row for row in rows if row["met"] is False]
     checked = sum(row["met"] is not None for row in rows)
     write_sidecar(

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from evidence_study import SCHEMA
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from amortgap.figures import style
+from amortgap.figures import save, style
+from amortgap.sweep import read_csv
 
 # Okabe and Ito's colours with a marker each, so that the models stay apart without colour.
 LOOKS = (("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "^"), ("#D55E00", "s"), ("#CC79A7", "D"), ("#000000", "P"))
 GAPS = ("approximation", "amortization", "inference")
 
 Row = dict[str, Any]
+
+
+def derive(folder: Path, out: Path) -> list[Path]:
+    """Write everything that follows from the table in `folder` into `out`; return the paths."""
+    return save(evidence_figure(read_csv(folder / "table.csv", SCHEMA).rows), out, "evidence_check")
 
 
 def evidence_figure(rows: list[Row]) -> Figure:

@@ -12,6 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
+from amortgap.sweep import Column, Schema
+
+SCHEMA = Schema(
+    version=1,
+    columns=(
+        Column("part", str, "methods, draws, sandwich or coverage", key=True),
+        Column("model", str, "the model", key=True),
+        Column("method", str, "how log p(x) or the interval was obtained", key=True),
+        Column("quantity", str, "what the value is, with its unit; shares and coverages have none", key=True),
+        Column("value", float, "the value; empty if not finite"),
+        Column("standard_error", float, "of the value, over data or replicates"),
+        Column("low", float, "least value that meets the requirement, empty for none"),
+        Column("high", float, "largest value that meets the requirement, empty for none"),
+        Column("met", bool, "whether it is met, empty without a requirement"),
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,11 +27,11 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler(one_core=True)
 
 import remedies_cells
-from remedies_figure import draw
+from remedies_figure import derive
 from remedies_methods import REMEDIES
 from remedies_study import SCHEMA, Study
 
-from amortgap.sweep import make_cells, read_csv
+from amortgap.sweep import make_cells
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.script import Flat, SweepOptions, run_sweep
 from amortgap.sweep.sidecar import write_sidecar
@@ -121,7 +121,7 @@ def main() -> int:
         return summary.exit_status
     out = args.sweep.out
     table = out / "table.csv"
-    written = draw(read_csv(table, SCHEMA), out)
+    written = derive(out, out)
     write_sidecar(
         out / "table.json",
         config=args,

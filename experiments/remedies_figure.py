@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from remedies_study import SCHEMA
 
 from amortgap.figures import save, style, zero_line
-from amortgap.sweep import Table, read_csv
+from amortgap.sweep import read_csv
 
 # Okabe and Ito's palette, as in all figures; one colour for each kind of remedy.
 KINDS = {
@@ -35,10 +34,10 @@ COSTS = {
 }
 
 
-def draw(table: Table, folder: str | Path) -> list[Path]:
-    """Draw the figure into `folder` and return the paths of its files."""
+def derive(folder: Path, out: Path) -> list[Path]:
+    """Write everything that follows from the table in `folder` into `out`; return the paths."""
     with style():
-        return save(remedies_figure(table.rows), folder, "remedies")
+        return save(remedies_figure(read_csv(folder / "table.csv", SCHEMA).rows), out, "remedies")
 
 
 def name_of(row: dict[str, Any]) -> str:
@@ -162,8 +161,3 @@ def _against(ax: Axes, rows: list[dict[str, Any]], cost: str, label: str, best: 
         present = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
         handles = [Line2D([], [], marker="o", color=KINDS[kind], linestyle="", markersize=3.6) for kind in present]
         ax.legend(handles, present, ncols=2, fontsize=6)
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/remedies")
-    print(*draw(read_csv(folder / "table.csv", SCHEMA), folder), sep="\n")

@@ -34,21 +34,18 @@ prepare_compiler(one_core=True)
 import jax
 import when_and_why_nonlinear
 import when_and_why_saw
-from when_and_why_claims import CLAIMS, claims
+from when_and_why_claims import claims
 from when_and_why_exact import counter_examples, linear, regression, window
-from when_and_why_figure import paths_figure, results_figure
+from when_and_why_figure import derive
 from when_and_why_image import image
 from when_and_why_nonlinear import noise, nonlinear, nonlinear_optima
 from when_and_why_saw import saw, saw_exact
 from when_and_why_study import SCHEMA, Cell, Study
 
-from amortgap.figures import save
 from amortgap.sweep import CellResult, make_cells, read_csv
 from amortgap.sweep.config import parse_args
-from amortgap.sweep.files import write_atomic
 from amortgap.sweep.script import Flat, SweepOptions, run_sweep
 from amortgap.sweep.sidecar import write_sidecar
-from amortgap.sweep.table import Table, csv_text
 
 Part = Literal["linear", "nonlinear", "saw", "hmm", "image", "regression"]
 RECIPES = ("default", "published")
@@ -159,10 +156,7 @@ def main() -> int:
         return summary.exit_status
     out = args.sweep.out
     rows = read_csv(out / "table.csv", SCHEMA).rows
-    found = claims(rows)
-    write_atomic(out / "claims.csv", csv_text(Table(CLAIMS, found)).encode())
-    files = [out / "table.csv", out / "claims.csv"]
-    files += [*save(results_figure(rows), out, "when_and_why"), *save(paths_figure(rows), out, "paths")]
+    files = [out / "table.csv", *derive(out, out)]
     missed = [row for row in rows if row["met"] is False]
     checked = sum(row["met"] is not None for row in rows)
     write_sidecar(
@@ -170,7 +164,7 @@ def main() -> int:
         seconds=round(time.perf_counter() - began, 1), checked=checked, missed=len(missed),
         cells=dataclasses.asdict(summary),
     )  # fmt: skip
-    for claim in found:
+    for claim in claims(rows):
         print(f"{claim['verdict']}: {claim['claim']}: {claim['evidence']}")
     for row in missed:
         print(f"missed: {row}")

@@ -1,7 +1,8 @@
-"""The figures of `when_and_why.py`, drawn from its table alone."""
+"""The figures and the claims of `when_and_why.py`, from its table alone."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,8 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
+from when_and_why_claims import CLAIMS, claims
+from when_and_why_study import SCHEMA
 
-from amortgap.figures import style, zero_line
+from amortgap.figures import save, style, zero_line
+from amortgap.sweep import read_csv
+from amortgap.sweep.files import write_atomic
+from amortgap.sweep.table import Table, csv_text
 
 COLOURS = {"A-VI, default": "#0072B2", "A-VI, published": "#D55E00"}
 NAMES = {"A-VI, default": "tanh, Adam and L-BFGS", "A-VI, published": "ReLU, constant Adam"}
@@ -27,6 +33,14 @@ STRUCTURES = {
     "branch": "#000000",
     "amortized branch": "#0072B2",
 }
+
+
+def derive(folder: Path, out: Path) -> list[Path]:
+    """Write everything that follows from the table in `folder` into `out`; return the paths."""
+    rows = read_csv(folder / "table.csv", SCHEMA).rows
+    write_atomic(out / "claims.csv", csv_text(Table(CLAIMS, claims(rows))).encode())
+    figures = {"when_and_why": results_figure(rows), "paths": paths_figure(rows)}
+    return [out / "claims.csv", *(path for name, figure in figures.items() for path in save(figure, out, name))]
 
 
 def _pick(rows: list[dict[str, Any]], **where: Any) -> list[dict[str, Any]]:

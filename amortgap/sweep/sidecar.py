@@ -41,13 +41,15 @@ def write_sidecar(
       OSError: the file cannot be written, or one of `files` cannot be read.
     """
     path = pathlib.Path(path)
-    script = pathlib.Path(sys.argv[0])
+    script = pathlib.Path(sys.argv[0]).resolve()
+    # From the folder of experiments on: an absolute path would say where, not what.
+    home = next((parent for parent in script.parents if parent.name == "experiments"), script.parent)
+    place = script.relative_to(home.parent).as_posix()
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     if not computed and path.exists():
-        return _write(path, json.loads(path.read_text()) | {"files": hashes})
+        return write_json(path, json.loads(path.read_text()) | {"files": hashes})
     document = {
-        # The script by its place in the project: an absolute path would say where, not what.
-        "command": shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", place, *sys.argv[1:]]),
         "config": canonical({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}),
         "files": hashes,
         "git_commit": git_commit(),
@@ -58,9 +60,10 @@ def write_sidecar(
     }
     if schema is not None:
         document["columns"] = {column.name: column.meaning for column in schema.columns}
-    return _write(path, document)
+    return write_json(path, document)
 
 
-def _write(path: pathlib.Path, document: dict[str, Any]) -> pathlib.Path:
+def write_json(path: pathlib.Path, document: dict[str, Any]) -> pathlib.Path:
+    """Write a sidecar that is complete, atomically, and return the path."""
     write_atomic(path, (json.dumps(document, indent=1, allow_nan=False, default=str) + "\n").encode())
     return path

@@ -175,11 +175,20 @@ def read_csv(path: str | pathlib.Path, schema: Schema) -> Table:
     Raises ValueError naming the file if its header is not that of the schema or a value does not parse.
     """
     own = tuple(Column(name, str, meaning) for name, meaning in _OWN.items())
-    columns = own + schema.columns
+    return read_columns(path, own + schema.columns)
+
+
+def read_columns(path: str | pathlib.Path, columns: Sequence[Column]) -> Table:
+    """The table in a CSV file with exactly these columns, such as `csv_text` writes, with declared types.
+
+    Raises ValueError naming the file if its header is another or a value does not parse.
+    """
+    columns = tuple(columns)
     with pathlib.Path(path).open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != tuple(column.name for column in columns):
-            raise ValueError(f"{path}: columns {reader.fieldnames} are not those of schema version {schema.version}")
+        declared = [column.name for column in columns]
+        if reader.fieldnames != declared:
+            raise ValueError(f"{path}: columns {reader.fieldnames} are not those of the schema, {declared}")
         try:
             rows = [{column.name: _parsed(line[column.name], column) for column in columns} for line in reader]
         except ValueError as error:

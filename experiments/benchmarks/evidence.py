@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,23 +22,12 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import tyro
+from figures_table import row, write
 
 import amortgap as ag
 from amortgap.evidence import ais, linear_temperatures
 from amortgap.evidence.over_data import _evidence
-from amortgap.sweep.files import write_atomic
-from amortgap.sweep.sidecar import write_sidecar
-from amortgap.sweep.table import Column, Schema, Table, csv_text
 
-SCHEMA = Schema(
-    version=1,
-    columns=(
-        Column("figure", str, "what was measured", key=True),
-        Column("value", float, "the measured value"),
-        Column("unit", str, "its unit"),
-        Column("bound", str, "what it must reach"),
-    ),
-)
 SIZES = (50, 200, 200, 784)
 
 
@@ -227,11 +215,6 @@ def count_gradients(args: Args) -> float:
     return (len(calls) / 2 - 1) / (args.temperatures - 2)
 
 
-def row(figure: str, value: float, unit: str, bound: str) -> dict:
-    """One row of the table."""
-    return {"figure": figure, "value": float(value), "unit": unit, "bound": bound}
-
-
 def main() -> None:
     """Measure and write the table."""
     args = tyro.cli(Args, description=__doc__)
@@ -241,13 +224,7 @@ def main() -> None:
     family = ag.families.MeanFieldNormal(SIZES[0])
     xs = jax.vmap(lambda k: model.sample(k)[1])(jax.random.split(key, max(args.points, args.ais_points)))
     rows = [*importance_sampling(args, model, family, xs), *annealing(args, model, xs)]
-    args.out.mkdir(parents=True, exist_ok=True)
-    table = args.out / "evidence.csv"
-    write_atomic(table, csv_text(Table(SCHEMA.columns, rows)).encode())
-    spent = round(time.perf_counter() - began, 1)
-    write_sidecar(args.out / "evidence.json", config=args, files=[table], schema=SCHEMA, seconds=spent)
-    for each in rows:
-        print(f"{each['figure']}: {each['value']:.4g} {each['unit']} ({each['bound']})", file=sys.stderr)
+    write(args.out, "evidence", rows, config=args, seconds=round(time.perf_counter() - began, 1))
 
 
 if __name__ == "__main__":

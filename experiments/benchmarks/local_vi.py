@@ -33,31 +33,14 @@ if CORES and __name__ == "__main__":
     os.sched_setaffinity(0, CORES[:1])
 
 import jax
-from local_vi_figure import local_vi_figure
+from local_vi_figure import SCHEMA, derive
 from local_vi_parts import PARTS, sharded
 from local_vi_workload import Study, make_workload
 
-from amortgap.figures import save
-from amortgap.sweep import Column, Schema
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.files import write_atomic
 from amortgap.sweep.sidecar import write_sidecar
 from amortgap.sweep.table import Table, csv_text
-
-SCHEMA = Schema(
-    version=1,
-    columns=(
-        Column("part", str, "start-up, rate, tolerance, published, encoder sweep or GPU", key=True),
-        Column("method", str, "what was measured", key=True),
-        Column("steps", int, "optimiser steps of a run to tolerance, else zero", key=True),
-        Column("quantity", str, "what the value is, with its unit; shares and ratios have none", key=True),
-        Column("value", float, "the value; empty if it was not reached or not measured"),
-        Column("standard_error", float, "of the value over Monte Carlo draws, where it has one"),
-        Column("low", float, "least value that meets the goal, empty for none"),
-        Column("high", float, "largest value that meets the goal, empty for none"),
-        Column("met", bool, "whether it is met, empty without a goal or a value"),
-    ),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +113,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     table = args.out / "local_vi.csv"
     write_atomic(table, csv_text(Table(SCHEMA.columns, rows)).encode())
-    files = [table, *save(local_vi_figure(rows), args.out, "local_vi")]
+    files = [table, *derive(args.out, args.out)]
     goals = [row for row in rows if row["low"] is not None or row["high"] is not None]
     write_sidecar(
         args.out / "local_vi.json",

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from amortgap.figures import style
+from amortgap.figures import save, style
+from amortgap.sweep import Column, Schema
+from amortgap.sweep.table import read_columns
+
+SCHEMA = Schema(
+    version=1,
+    columns=(
+        Column("part", str, "start-up, rate, tolerance, published, encoder sweep or GPU", key=True),
+        Column("method", str, "what was measured", key=True),
+        Column("steps", int, "optimiser steps of a run to tolerance, else zero", key=True),
+        Column("quantity", str, "what the value is, with its unit; shares and ratios have none", key=True),
+        Column("value", float, "the value; empty if it was not reached or not measured"),
+        Column("standard_error", float, "of the value over Monte Carlo draws, where it has one"),
+        Column("low", float, "least value that meets the goal, empty for none"),
+        Column("high", float, "largest value that meets the goal, empty for none"),
+        Column("met", bool, "whether it is met, empty without a goal or a value"),
+    ),
+)
 
 # Okabe and Ito's colours with a marker each, so that the methods stay apart without colour.
 LOOKS = {
@@ -20,6 +38,11 @@ LOOKS = {
     "NumPyro SVI.run": ("#56B4E9", "X"),
 }
 GAP = "gap to the best, nats"
+
+
+def derive(folder: Path, out: Path) -> list[Path]:
+    """Write everything that follows from the table in `folder` into `out`; return the paths."""
+    return save(local_vi_figure(read_columns(folder / "local_vi.csv", SCHEMA.columns).rows), out, "local_vi")
 
 
 def local_vi_figure(rows: list[dict[str, Any]]) -> Figure:

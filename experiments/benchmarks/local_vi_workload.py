@@ -50,7 +50,7 @@ class Study:
     """Natural-gradient steps of the reference fit."""
     eval_samples: int = 256
     """Draws a datum on which all fits are compared."""
-    published_points: int = 5
+    published_points: int = 20
     """Data of the published procedure, which takes minutes a point."""
     published_samples: int = 100
     """Its draws a step."""

@@ -27,24 +27,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import tyro
+from figures_table import row, write
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import amortgap as ag
-from amortgap.sweep.files import write_atomic
-from amortgap.sweep.sidecar import write_sidecar
-from amortgap.sweep.table import Column, Schema, Table, csv_text
 
-SCHEMA = Schema(
-    version=1,
-    columns=(
-        Column("figure", str, "what was measured", key=True),
-        Column("value", float, "the measured value"),
-        Column("unit", str, "its unit"),
-        Column("bound", str, "what it must reach"),
-    ),
-)
 VISITS = 8
 SPREAD = 0.7
 
@@ -106,11 +95,6 @@ def referee(args: Args, data: dict[str, np.ndarray]) -> tuple[np.ndarray, float]
     return np.stack(found), float(np.median(times[1:]))
 
 
-def row(figure: str, value: float, unit: str, bound: str = "") -> dict[str, Any]:
-    """Return one row of the table."""
-    return {"figure": figure, "value": float(value), "unit": unit, "bound": bound}
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupEncoder:
@@ -165,13 +149,7 @@ def main() -> int:
         row("standard error of that mean over draws", _error(bounds), "nats"),
         row("diagnosis of an encoder", diagnosed, "s", "under 300"),
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    table = args.out / "numpyro_groups.csv"
-    write_atomic(table, csv_text(Table(SCHEMA.columns, rows)).encode())
-    spent = round(time.perf_counter() - began, 1)
-    write_sidecar(args.out / "numpyro_groups.json", config=args, files=[table], schema=SCHEMA, seconds=spent)
-    for each in rows:
-        print(f"{each['figure']}: {each['value']:.4g} {each['unit']} {each['bound']}", file=sys.stderr)
+    write(args.out, "numpyro_groups", rows, config=args, seconds=round(time.perf_counter() - began, 1))
     print(diagnosis.summary())
     return int(seconds * args.groups / ours < 50 or difference.min() < -0.01 or diagnosed > 300)
 

@@ -10,7 +10,6 @@ sweep of 200 cells under 2 s, no record lost, doubled or damaged in ten kills, a
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import random
 import resource
@@ -23,19 +22,10 @@ from pathlib import Path
 
 import trivial_sweep
 import tyro
+from figures_table import row, write
 
 from amortgap.sweep import grid, make_cells, open_store, run_cells
 from amortgap.sweep.cluster import dask_executor
-from amortgap.sweep.files import write_atomic
-from amortgap.sweep.manifest import git_commit, machine, versions
-from amortgap.sweep.table import Column, Table, csv_text
-
-COLUMNS = (
-    Column("figure", str, "what was measured"),
-    Column("value", float, "the measured value"),
-    Column("unit", str, "its unit"),
-    Column("bound", str, "what it must reach"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,12 +173,6 @@ def scaling(folder: Path, count: int, work: int) -> list[dict]:
     ]
 
 
-def row(figure: str, value: float, unit: str, bound: str) -> dict:
-    """One line of the table, printed as soon as it is known."""
-    print(f"{figure:<60} {value:10.3f} {unit:<10} {bound}", flush=True)
-    return {"figure": figure, "value": float(value), "unit": unit, "bound": bound}
-
-
 def main() -> None:
     """Measure everything in a temporary folder and write the table."""
     args = tyro.cli(Args, description=__doc__)
@@ -205,19 +189,9 @@ def main() -> None:
         ]
     finally:
         shutil.rmtree(folder)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / "sweep_overhead.csv", csv_text(Table(COLUMNS, rows)).encode())
-    sidecar = {
-        "command": "python experiments/benchmarks/sweep_overhead.py",
-        "config": {name: value for name, value in dataclasses.asdict(args).items() if name != "out"},
-        "machine": machine(),
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "seconds": round(time.time() - start, 1),
-        # What else ran meanwhile: on a busy machine two workers are no faster than one.
-        "load_average": {"before": load, "after": os.getloadavg()},
-    }
-    write_atomic(args.out / "sweep_overhead.json", (json.dumps(sidecar, indent=1) + "\n").encode())
+    # What else ran meanwhile: on a busy machine two workers are no faster than one.
+    busy = {"before": load, "after": os.getloadavg()}
+    write(args.out, "sweep_overhead", rows, config=args, seconds=round(time.time() - start, 1), load_average=busy)
 
 
 if __name__ == "__main__":

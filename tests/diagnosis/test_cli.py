@@ -73,3 +73,16 @@ def test_diagnose_command_runs_a_file_within_its_budget(tmp_path):
     assert "verdict: amortization" in done.stdout and "best buy: " in done.stdout
     assert "best buy: none" not in done.stdout
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
+
+
+def test_run_finds_every_experiment_and_passes_its_flags_on(capsys):
+    assert {"capacity_sweep", "cremer2018", "remedies", "local_vi", "verify_results"} <= set(cli.experiments())
+    assert not {"cremer2018_study", "figures_table"} & set(cli.experiments())
+    assert cli.main(["run", "capacity_swep"]) == 2
+    assert "got 'capacity_swep'; did you mean capacity_sweep?" in capsys.readouterr().err
+    assert cli.main(["run"]) == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "amortgap.cli", "run", "sweep_overhead", "--help"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "--kills" in done.stdout

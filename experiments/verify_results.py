@@ -1,0 +1,196 @@
+"""Derive anew what the committed tables imply, and fail on any difference.
+
+    python experiments/verify_results.py                # all of results/, a minute on one core
+    python experiments/verify_results.py --renew        # draw figures and claims anew, and renew their hashes
+
+Of every folder of results: each file is vouched for by a sidecar with its sha256, which names command, configuration,
+commit, versions, machine and time; every verdict of a table (`met`) follows from its value and its requirement; figures
+and tables of claims come out of the committed tables byte for byte where the same version of matplotlib draws them, and
+pixel for pixel but for the rendering of text where another does. Of the README: the numbers in it are those of the
+tables. Prints one line for each difference; the exit status is 1 if there is any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "experiments" / "benchmarks"))
+
+from amortgap.runtime import prepare_compiler
+
+prepare_compiler(one_core=True)
+
+import capacity_figure
+import certificate_figure
+import cremer2018_figure
+import evidence_figure
+import local_vi_figure
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import remedies_figure
+import when_and_why_figure
+from readme_facts import Tables, facts
+
+from amortgap.sweep.config import parse_args
+from amortgap.sweep.sidecar import write_json
+
+# What follows from the tables of a folder is written by its own `derive`.
+DERIVED: dict[str, Callable[[Path, Path], list[Path]]] = {
+    "benchmarks": local_vi_figure.derive,
+    "capacity_sweep": capacity_figure.derive,
+    "certificate_check": certificate_figure.derive,
+    "cremer2018": cremer2018_figure.derive,
+    "evidence_check": evidence_figure.derive,
+    "remedies": remedies_figure.derive,
+    "remedies_fashion_mnist": remedies_figure.derive,
+    "when_and_why": when_and_why_figure.derive,
+}
+SIDECAR = ("command", "config", "files", "git_commit", "versions", "machine", "written", "seconds")
+# Left by a run and not committed.
+UNTRACKED = {"manifest.json"}
+# Largest mean difference of two pictures, of 255, that another version's rendering of text may make.
+TEXT_RENDERING = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to verify."""
+
+    results: Path = ROOT / "results"
+    """Folder with one folder of results for each experiment."""
+    readme: Path = ROOT / "README.md"
+    """The text whose numbers are compared with the tables."""
+    renew: bool = False
+    """First write what follows from the tables over what is there; command, machine and time of a sidecar stay."""
+
+
+def sidecars(folder: Path) -> Iterator[str]:
+    """Yield what is wrong with the sidecars of a folder, and files that none vouches for."""
+    vouched: set[str] = set()
+    for path in sorted(folder.glob("*.json")):
+        if path.name in UNTRACKED:
+            continue
+        sidecar = json.loads(path.read_text())
+        lacking = [name for name in SIDECAR if name not in sidecar]
+        if lacking:
+            yield f"{path}: no {', '.join(lacking)}"
+            continue
+        script = shlex.split(sidecar["command"])[1]
+        if not (ROOT / script).exists():
+            yield f"{path}: its command names {script}, which does not exist"
+        for name, digest in sidecar["files"].items():
+            vouched.add(name)
+            file = folder / name
+            if not file.exists():
+                yield f"{path}: vouches for {name}, which is missing"
+            elif hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+                yield f"{path}: {name} is not the file it vouches for"
+    for file in sorted(folder.iterdir()):
+        ignored = file.suffix in (".json", ".parquet", ".html") or file.is_dir() or file.name in UNTRACKED
+        if not ignored and file.name not in vouched:
+            yield f"{file}: no sidecar vouches for it"
+
+
+def verdicts(tables: Tables, folder: Path) -> Iterator[str]:
+    """Yield rows whose `met` does not follow from their value and requirement."""
+    for path in sorted(folder.glob("*.csv")):
+        rows = tables.rows(path)
+        if not rows or "met" not in rows[0]:
+            continue
+        for number, row in enumerate(rows, start=2):
+            if row["met"] == "" or not any(row.get(name) for name in ("target", "tolerance", "low", "high")):
+                # Without a number to compare with, the requirement is one of another kind, such as a distance at all.
+                continue
+            value = float(row["value"]) if row["value"] else math.nan
+            if "target" in row:
+                distance = abs(value - float(row["target"])) if row["target"] else value
+                met = distance <= float(row["tolerance"] or 0)
+            else:
+                met = not row["low"] or value >= float(row["low"])
+                met = met and (not row["high"] or value <= float(row["high"]))
+            if met != (row["met"] == "True"):
+                yield f"{path}, line {number}: met is {row['met']}, but {value} against its requirement is {met}"
+
+
+def derived(folder: Path, derive: Callable[[Path, Path], list[Path]]) -> Iterator[str]:
+    """Yield files that do not come out of the tables of their folder again."""
+    with tempfile.TemporaryDirectory() as scratch:
+        # By one version the bytes are the same; another may draw text otherwise.
+        drawn = {path.name: path for path in derive(folder, Path(scratch))}
+        same = all(_drawn_by(folder / name) == matplotlib.__version__ for name in drawn if name.endswith(".png"))
+        for name, new in drawn.items():
+            old = folder / name
+            if not old.exists():
+                yield f"{old}: missing, though its table implies it"
+            elif name.endswith(".png") and not same:
+                difference = _difference(plt.imread(old), plt.imread(new))
+                if difference > TEXT_RENDERING:
+                    yield f"{old}: drawn anew it differs by {difference:.1f} of 255 on average"
+            elif (same or not name.endswith(".pdf")) and old.read_bytes() != new.read_bytes():
+                yield f"{old}: made anew from the tables it differs"
+
+
+def renew(folder: Path, derive: Callable[[Path, Path], list[Path]]) -> None:
+    """Write what follows from the tables of a folder, and renew the hashes in its sidecar."""
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in derive(folder, folder)}
+    for path in sorted(folder.glob("*.json")):
+        sidecar = json.loads(path.read_text())
+        mine = {name: digest for name, digest in hashes.items() if name in sidecar.get("files", {})}
+        if mine:
+            write_json(path, sidecar | {"files": sidecar["files"] | mine})
+
+
+def _drawn_by(png: Path) -> str | None:
+    """Return the version of matplotlib that wrote a picture, as the picture itself says."""
+    content = png.read_bytes()
+    marker = b"Software\0matplotlib "
+    start = content.find(marker) + len(marker)
+    return None if start < len(marker) else content[start : start + 16].split(b"\0")[0].decode(errors="replace")
+
+
+def _difference(old: np.ndarray, new: np.ndarray) -> float:
+    return float(255 * np.mean(np.abs(old - new))) if old.shape == new.shape else math.inf
+
+
+def text(tables: Tables, readme: Path) -> Iterator[str]:
+    """Yield what the tables say and the README does not."""
+    words = " ".join(readme.read_text().split())
+    for fact in facts(tables):
+        if " ".join(fact.split()) not in words:
+            yield f"{readme}: the tables say {fact!r}"
+
+
+def main() -> int:
+    """Verify everything and return the exit status."""
+    args = parse_args(Args, description=__doc__)
+    if not args.results.is_dir():
+        print(f"error: {args.results} is not a folder", file=sys.stderr)
+        return 2
+    tables, found, folders = Tables(args.results), [], 0
+    for folder in sorted(path for path in args.results.iterdir() if path.is_dir()):
+        if folder.name not in DERIVED:
+            found.append(f"{folder}: no experiment derives it")
+            continue
+        folders += 1
+        if args.renew:
+            renew(folder, DERIVED[folder.name])
+        found += [*sidecars(folder), *verdicts(tables, folder), *derived(folder, DERIVED[folder.name])]
+    found += text(tables, args.readme)
+    for difference in found:
+        print(difference)
+    print(f"{folders} folders verified, {len(found)} differences", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

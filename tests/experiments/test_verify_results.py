@@ -1,0 +1,105 @@
+"""Verification passes on what is committed and finds every way in which it could be wrong."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "experiments" / "verify_results.py"
+RESULTS = ROOT / "results"
+
+
+@pytest.fixture
+def verify(monkeypatch):
+    """Import the script, whose settings of the compiler would come too late here."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.syspath_prepend(str(SCRIPT.parent / "benchmarks"))
+    monkeypatch.setattr("amortgap.runtime.prepare_compiler", lambda **_: None)
+    import verify_results
+
+    return verify_results
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Copy the committed files of one experiment."""
+    target = tmp_path / "evidence_check"
+    target.mkdir()
+    for file in (RESULTS / "evidence_check").iterdir():
+        if file.is_file():
+            shutil.copy(file, target)
+    return target
+
+
+def found(verify, folder):
+    tables = verify.Tables(folder.parent)
+    derive = verify.DERIVED[folder.name]
+    return [*verify.sidecars(folder), *verify.verdicts(tables, folder), *verify.derived(folder, derive)]
+
+
+def test_a_changed_number_a_lost_file_and_a_stray_one_are_found(verify, folder):
+    assert found(verify, folder) == []
+    table = folder / "table.csv"
+    whole = table.read_text()
+    twice = re.sub(r'("mean width, nats",)([0-9.e-]+)', lambda m: f"{m[1]}{2 * float(m[2])}", whole, count=1)
+    assert twice != whole
+    table.write_text(twice)
+    differences = found(verify, folder)
+    assert any("table.csv is not the file it vouches for" in each for each in differences)
+    assert any("evidence_check.png: made anew from the tables it differs" in each for each in differences)
+    table.write_text(whole)
+    (folder / "evidence_check.pdf").unlink()
+    (folder / "stray.csv").write_text("a\n1\n")
+    assert {each.partition(": ")[2] for each in found(verify, folder)} == {
+        "vouches for evidence_check.pdf, which is missing",
+        "no sidecar vouches for it",
+        "missing, though its table implies it",
+    }
+
+
+def test_a_wrong_verdict_and_a_poor_sidecar_are_found(verify, folder):
+    table, sidecar = folder / "table.csv", folder / "table.json"
+    table.write_text(re.sub(r",True$", ",False", table.read_text(), count=1, flags=re.MULTILINE))
+    facts = json.loads(sidecar.read_text())
+    del facts["machine"]
+    sidecar.write_text(json.dumps(facts))
+    differences = [*verify.sidecars(folder), *verify.verdicts(verify.Tables(folder.parent), folder)]
+    assert any("met is False, but" in each for each in differences)
+    assert any("table.json: no machine" in each for each in differences)
+    sidecar.write_text(json.dumps(facts | {"machine": {}, "command": "python experiments/gone.py"}))
+    assert any("gone.py, which does not exist" in each for each in verify.sidecars(folder))
+
+
+def test_renewing_mends_figures_and_hashes_and_nothing_else(verify, folder):
+    before = json.loads((folder / "table.json").read_text())
+    (folder / "evidence_check.png").write_bytes((RESULTS / "remedies" / "remedies.png").read_bytes())
+    assert len(found(verify, folder)) >= 2
+    verify.renew(folder, verify.DERIVED[folder.name])
+    assert found(verify, folder) == []
+    after = json.loads((folder / "table.json").read_text())
+    assert after.pop("files").keys() == before.pop("files").keys()
+    assert after == before
+
+
+def test_a_number_of_the_readme_that_is_not_the_tables_is_found(verify, tmp_path):
+    tables, readme = verify.Tables(RESULTS), tmp_path / "README.md"
+    words = (ROOT / "README.md").read_text()
+    said = list(verify.facts(tables))
+    assert len(said) > 30
+    readme.write_text(words)
+    assert list(verify.text(tables, readme)) == []
+    readme.write_text(words.replace("encoders are hollow", "encoders are whole"))
+    (difference,) = verify.text(tables, readme)
+    assert "hollow" in difference
+
+
+@pytest.mark.slow
+def test_committed_results_are_verified():
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 folders verified, 0 differences" in done.stderr
