@@ -6,8 +6,8 @@
 Of every folder of results: each file is vouched for by a sidecar with its sha256, which names command, configuration,
 commit, versions, machine and time; every verdict of a table (`met`) follows from its value and its requirement; figures
 and tables of claims come out of the committed tables again, to the last pixel and digit where the same version of
-matplotlib draws them, and but for the rendering of text where another does. Of the README: the numbers in it are those of the
-tables. Prints one line for each difference; the exit status is 1 if there is any.
+matplotlib draws them, and but for the rendering of text where another does. Of the README: its numbers are those of
+the tables. Prints one line for each difference; the exit status is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _content(path: Path) -> object:
     if path.suffix == ".png":
         return plt.imread(path).tobytes()
     if path.suffix == ".pdf":
-        streams = re.findall(rb"FlateDecode.*?stream\r?\n(.*?)\r?\nendstream", path.read_bytes(), re.DOTALL)
+        streams = re.findall(rb"FlateDecode.*?stream\n(.*?)\nendstream", path.read_bytes(), re.DOTALL)
         return [zlib.decompress(stream) for stream in streams]
     return path.read_bytes()
 
