@@ -54,7 +54,10 @@ class Compute:
         first = studies[0]
         if first.decoder == "joint" and first.model == "vae":
             return [_joint(study) for study in studies]
-        return train_and_measure(studies, self._references.model(first), self._references.of(first))
+        results = train_and_measure(studies, self._references.model(first), self._references.of(first))
+        # The program of a group serves no other; all kept, they would double the memory of a worker.
+        _train.clear_cache()
+        return results
 
 
 def _joint(study: Study) -> CellResult:

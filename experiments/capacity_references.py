@@ -209,6 +209,8 @@ def _through(file: Path, make: Callable[[], Any], take_apart: Any, restore: Any)
     with locked(file.with_suffix(".lock")):
         if not file.exists():
             made = make()
+            # What was compiled for this is not needed again.
+            jax.clear_caches()
             arrays, words = take_apart(made)
             plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
             write_atomic(file, save(plain, metadata=words))
