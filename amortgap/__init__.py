@@ -10,7 +10,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # Batched factorisations in jaxlib wait inside the thread pool for tasks of the same pool: as many of them at a time as
 # the pool has threads, two on a small machine, wait for ever. A wider pool is read when jax first computes.

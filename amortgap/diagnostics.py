@@ -44,6 +44,12 @@ class Calibration(NamedTuple):
     def histogram(self, num_bins: int = 20) -> np.ndarray:
         """Return counts of the ranks of every coordinate in equal bins, [d, num_bins]; flat if calibrated.
 
+        Args:
+          num_bins: number of bins, at least two, a divisor of S + 1.
+
+        Returns:
+          Counts, [d, num_bins].
+
         Raises:
           ValueError: more bins than ranks, or ranks that do not divide into equal bins.
         """
@@ -54,7 +60,17 @@ class Calibration(NamedTuple):
         return np.stack([np.bincount(column, minlength=num_bins) for column in bins.T])
 
     def uniformity(self, num_bins: int = 20) -> np.ndarray:
-        """Return the p-value of a chi-squared test that the ranks of each coordinate are uniform, [d]."""
+        """Return the p-value of a chi-squared test that the ranks of each coordinate are uniform, [d].
+
+        Args:
+          num_bins: as in `histogram`.
+
+        Returns:
+          One p-value a coordinate, [d].
+
+        Raises:
+          ValueError: as in `histogram`.
+        """
         return np.array([stats.chisquare(row).pvalue for row in self.histogram(num_bins)])
 
     def coverage(self, levels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -62,6 +78,15 @@ class Calibration(NamedTuple):
 
         Formula: `(1/N) #{i: density rank_i < level (S + 1)}`; equal to `level` for a calibrated posterior, below it
         for an overconfident one.
+
+        Args:
+          levels: one level or several in [0, 1], [L].
+
+        Returns:
+          Coverage and its standard error, each [L].
+
+        Raises:
+          ValueError: a level outside [0, 1].
         """
         levels = np.atleast_1d(np.asarray(levels, float))
         if np.any((levels < 0) | (levels > 1)):
@@ -74,8 +99,20 @@ class Calibration(NamedTuple):
 def simulate(key: jax.Array, *, model: Any, num_data: int) -> Simulations:
     """Return draws (z_i, x_i) from the joint density; datum i uses `fold_in(key, i)`.
 
+    Formula: `(z_i, x_i) ~ p(z, x)`, i = 1..N.
+
+    Args:
+      key: typed key.
+      model: record with `sample(key)`, which returns z [d] and one datum.
+      num_data: N.
+
+    Returns:
+      Simulations with latents [N, d] and N rows of data.
+
     Raises:
       ValueError: bad key or count, or a model without `sample`.
+
+    Source: as in `calibration`.
     """
     check_key(key)
     check_count("num_data", num_data)

@@ -42,6 +42,10 @@ class Expectation:
     def check(self, name: str, family: Any) -> None:
         """Refuse a rule that cannot serve the family, naming the argument `name`.
 
+        Args:
+          name: what the rule is called in the message.
+          family: the variational family.
+
         Raises:
           ValueError: quadrature on more than three dimensions or with bad nodes.
         """
@@ -79,6 +83,8 @@ def bound(
 
     Raises:
       ValueError: as in `elbo`, `cubature_elbo` and `quadrature_elbo`.
+
+    Source: as in `elbo`, `cubature_elbo` and `quadrature_elbo`.
     """
     if expectation.method == "cubature":
         return cubature_elbo(phi, x, model=model, family=family)
@@ -93,8 +99,20 @@ def nodes(
 ) -> tuple[Float[Array, "S d"], Float[Array, " S"]]:
     """Return points and weights whose weighted mean stands for the expectation under q(z; phi).
 
+    Formula: `E_{q(z; phi)}[f(z)] ~ sum_s w_s f(T(u_s; phi))`, u_s and w_s the nodes and weights of the standard normal.
+
+    Args:
+      phi: variational parameters, [family.size].
+      family: record with `noise_dim` and `transform(noise, phi)`.
+      expectation: cubature or quadrature.
+
+    Returns:
+      Points [S, d] and weights [S], which sum to one.
+
     Raises:
-      ValueError: Monte Carlo, which has no fixed nodes, and as in `quadrature_elbo`.
+      ValueError: Monte Carlo, which has no fixed nodes, and quadrature as in `quadrature_elbo`.
+
+    Source: as in `cubature_elbo` and `quadrature_elbo`.
     """
     if expectation.method == "monte_carlo":
         raise ValueError("expectation must be 'cubature' or 'quadrature' to have nodes, got 'monte_carlo'")

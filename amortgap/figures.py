@@ -33,18 +33,37 @@ LABELS = {"mean_field": "mean field", "full_rank": "full rank", "low_rank": "low
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Apply the package's style sheet to figures made inside the `with` block."""
+    """Apply the package's style sheet to figures made inside the `with` block.
+
+    Yields:
+      Nothing.
+    """
     with as_file(files("amortgap") / "amortgap.mplstyle") as sheet, plt.style.context(str(sheet)):
         yield
 
 
 def zero_line(ax: Axes) -> None:
-    """Draw the line on which inference loses nothing; negative gaps below it are noise and stay visible."""
+    """Draw the line on which inference loses nothing; negative gaps below it are noise and stay visible.
+
+    Args:
+      ax: axes whose vertical axis is a gap in nats.
+
+    Returns:
+      Nothing; the line is added to `ax`.
+    """
     ax.axhline(0.0, color="#000000", linewidth=0.7, zorder=1)
 
 
 def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> list[Path]:
     """Write `folder/name.pdf` and `.png` without time stamps, so that equal tables give equal bytes; return the paths.
+
+    Args:
+      figure: what to write; it is closed.
+      folder: where, an existing folder.
+      name: of both files, without a suffix.
+
+    Returns:
+      The paths written, first the PDF.
 
     Raises:
       OSError: the folder cannot be written; the message names the file, and the free space if the disk is full.

@@ -39,6 +39,9 @@ class Estimate(NamedTuple):
           over: "data" for the mean over the population that the data were drawn from (Student's t), "draws" for the
             mean over exactly these data (normal).
 
+        Returns:
+          Lower and upper end in nats.
+
         Raises:
           ValueError: another level or kind.
         """
@@ -65,6 +68,15 @@ def estimate(values: Float[Array, " N"], standard_errors: Float[Array, " N"]) ->
     Args:
       values: v_i in nats, [N].
       standard_errors: Monte Carlo standard error of each value, [N], independent between data.
+
+    Returns:
+      Estimate in nats; with a single datum its error over data is NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = estimate(jnp.array([1.0, 2.0, 3.0]), jnp.array([0.3, 0.3, 0.3]))
+      >>> print(f"{found.mean:.2f}, {found.data_standard_error:.2f}, {found.monte_carlo_standard_error:.2f}")
+      2.00, 0.58, 0.17
     """
     n = values.shape[0]
     spread = jnp.std(values, ddof=1) if n > 1 else jnp.asarray(jnp.nan)
@@ -146,7 +158,7 @@ class Gaps:
         return self.log_evidence - self.elbo_amortized
 
     def estimates(self) -> dict[str, Estimate]:
-        """Return the mean, sum and standard errors of every quantity, by name."""
+        """Return the mean, sum and standard errors of every quantity, by name, each an Estimate in nats."""
         # The evidence is estimated from draws of its own, independent of those behind the ELBOs.
         approximation = jnp.hypot(self.log_evidence_standard_error, self.elbo_local_standard_error)
         inference = jnp.hypot(self.log_evidence_standard_error, self.elbo_amortized_standard_error)
@@ -165,6 +177,9 @@ class Gaps:
         Formula, with L and U the bounds on log p(x) and S >= ELBO(phi*) - ELBO(fit): `L - ELBO(fit) - S <=
         approximation <= U - ELBO(fit)`, `ELBO(fit) - ELBO(encoder) <= amortization <= ELBO(fit) - ELBO(encoder) + S`,
         `L - ELBO(encoder) <= inference <= U - ELBO(encoder)`.
+
+        Returns:
+          (lower, upper) by name, each a Bound with arrays [N] in nats, or None.
         """
         known = Bound(self.log_evidence, self.log_evidence_standard_error, self.evidence_bias != "numerical")
         lower = known if self.evidence_bias in ("none", "numerical", "lower bound") else None
@@ -188,8 +203,15 @@ class Gaps:
         Formula: `[mean lower - q se, mean upper + q se]`, q the normal quantile of `level`, se from the draws;
         infinite on a side without a bound. It covers at least `level` in expectation where both bounds are proven.
 
+        Args:
+          name: a key of `bounds()`, such as "amortization".
+          level: nominal coverage, in (0, 1).
+
+        Returns:
+          Lower and upper end in nats.
+
         Raises:
-          ValueError: an unknown name.
+          ValueError: an unknown name or another level.
         """
         bounds = self.bounds()
         if name not in bounds:
@@ -208,6 +230,12 @@ class Gaps:
         Formula: `|mean| > 2 se`, se from the draws. A gap that does not is still reported, with its sign: more draws
         resolve it.
 
+        Args:
+          name: a key of `estimates()`, such as "amortization".
+
+        Returns:
+          True if the mean is more than two standard errors from zero.
+
         Raises:
           ValueError: an unknown name.
         """
@@ -217,7 +245,14 @@ class Gaps:
         return bool(jnp.abs(estimates[name].mean) > 2 * estimates[name].monte_carlo_standard_error)
 
     def summary(self, level: float = 0.95) -> str:
-        """Return a table in plain text: means in nats per datum, both standard errors, and bounds where they exist."""
+        """Return a table in plain text: means in nats per datum, both standard errors, and bounds where they exist.
+
+        Args:
+          level: coverage of the bounds, in (0, 1).
+
+        Returns:
+          The text, several lines without a newline at the end.
+        """
         n = self.elbo_local.shape[0]
         heads = ("mean", "SE (data)", "SE (draws)", "sum", "lower", "upper")
         lines = [f"{'nats per datum':<16}" + "".join(f"{head:>12}" for head in heads)]
@@ -271,6 +306,9 @@ def paired_difference(
       first, second: one value of every datum each, in nats, [N].
       standard_errors: Monte Carlo standard error of each difference, [N]. None where they are not known: the Monte
         Carlo part is then NaN, and the error over data still contains it.
+
+    Returns:
+      Estimate in nats, positive where `first` is larger.
     """
     errors = jnp.full_like(first, jnp.nan) if standard_errors is None else standard_errors
     return estimate(first - second, errors)
@@ -281,6 +319,15 @@ def generalization(train: Float[Array, " N"], test: Float[Array, " M"]) -> Estim
 
     Formula: `mean(test) - mean(train)`, `SE^2 = var(test) / M + var(train) / N`; the Monte Carlo part is not known
     apart from it and NaN.
+
+    Args:
+      train: gap of every training datum in nats, [N], at least two.
+      test: gap of every held-out datum in nats, [M], at least two.
+
+    Returns:
+      Estimate in nats; `num_data` is M and `total` M times the mean.
+
+    Source: Zhang, Hayes and Barber, "Generalization gap in amortized inference" (2022), for the gap.
     """
     difference = jnp.mean(test) - jnp.mean(train)
     error = jnp.sqrt(jnp.var(test, ddof=1) / test.shape[0] + jnp.var(train, ddof=1) / train.shape[0])

@@ -60,6 +60,9 @@ def bring(argument: str, module: Any, shape: tuple[int, ...], variables: Any = N
       shape: of one datum, without the axis of the batch.
       variables: what `module.init` of a linen module returned, trained; `{"params": ..}` and further collections.
 
+    Returns:
+      UserModule, from one datum to the module's outputs without the axis of the batch.
+
     Raises:
       ValueError: no flax module; a linen module without variables; one that cannot be run on a batch of one, or that
         changes its own state when it is run (dropout, batch norm in training mode).

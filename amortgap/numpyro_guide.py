@@ -70,6 +70,9 @@ def from_numpyro_guide(
       model: made by `from_numpyro`; its `condition` fixes the global latents.
       family: `MeanFieldNormal`, or `FullRankNormal` for multivariate normals.
 
+    Returns:
+      GuideEncoder, from one datum of the model to phi [family.size].
+
     Raises:
       ValueError: a guide that cannot be run on one datum, whose sites are not those of the model, whose distributions
         are not normal on the unconstrained scale, that draws one site given another, or a family that cannot hold them.

@@ -38,7 +38,16 @@ def elbo_draws(
     finite `support()` every draw is the ELBO itself, a sum; for one without `log_prob` (auxiliary variables) sticking
     the landing is the total gradient.
 
-    Args, returns and errors as in `elbo`; the result has shape [num_samples] ([num_samples / 2] if antithetic).
+    Args:
+      key, phi, x, model, family, num_samples, estimator, antithetic: as in `elbo`.
+
+    Returns:
+      The draws in nats, [num_samples] ([num_samples / 2] if antithetic).
+
+    Raises:
+      ValueError: as in `elbo`.
+
+    Source: as in `elbo`.
     """
     check_key(key)
     check_sizes(model, family)
@@ -123,9 +132,22 @@ def elbo(
 
     Raises:
       ValueError: key not typed, phi of another size, num_samples < 1, an unknown estimator, a model and family of
-        different latent dimension, or an x that is not finite or not one datum of the model.
+        different latent dimension, an x that is not finite or not one datum of the model, antithetic draws with an odd
+        num_samples or a family without `transform`, or the analytic entropy of a family without `entropy`.
 
     Source: Kingma and Welling (2014), equation 7; Roeder, Wu and Duvenaud (2017) for sticking the landing.
+
+    Example:
+      At the exact posterior, N(1, 1/3) here, every single draw is log p(x).
+
+      >>> import jax, jax.numpy as jnp, amortgap as ag
+      >>> model = ag.models.FactorAnalysis(loadings=jnp.ones((2, 1)), mean=jnp.zeros(2), noise_variance=jnp.ones(2))
+      >>> family = ag.families.MeanFieldNormal(1)
+      >>> phi = family.from_moments(jnp.array([1.0]), jnp.array([[3**-0.5]]))
+      >>> x = jnp.array([1.0, 2.0])
+      >>> bound = ag.elbo(jax.random.key(0), phi, x, model=model, family=family, num_samples=1)
+      >>> print(f"{bound:.4f}, exactly {model.log_evidence(x):.4f}")
+      -3.3872, exactly -3.3872
     """
     draws = elbo_draws(
         key,
@@ -192,8 +214,19 @@ def quadrature_elbo(
 def gauss_hermite(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Return nodes [num_nodes^dim, dim] and weights of expectations under the standard normal.
 
+    Formula: `E_{N(u; 0, I)}[f(u)] = sum_j w_j f(u_j)`, the product over axes of the one-dimensional Gauss-Hermite rule.
+
+    Args:
+      num_nodes: nodes of one axis, 2 to 128.
+      dim: dimension of the standard normal, at most three.
+
+    Returns:
+      Nodes [num_nodes^dim, dim] and weights [num_nodes^dim], which sum to one.
+
     Raises:
       ValueError: more than three dimensions, or num_nodes outside 2 to 128.
+
+    Source: as in `quadrature_elbo`.
     """
     check_count("num_nodes", num_nodes, minimum=2, maximum=_MAX_NODES)
     if dim > MAX_QUADRATURE_DIM:

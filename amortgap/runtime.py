@@ -21,6 +21,9 @@ def prepare_compiler(*, one_core: bool = False, quick_loops: bool = True) -> Non
       quick_loops: take the older loops; False in benchmarks, since the code of others may run slower with them (a
         differentiated softplus took three times as long).
 
+    Returns:
+      Nothing; environment variables of this process are set.
+
     Raises:
       RuntimeError: jax has been imported already, so that the settings would have no effect.
     """

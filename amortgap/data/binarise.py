@@ -28,12 +28,17 @@ def binarised(images: np.ndarray, binarisation: str, rng: np.random.Generator) -
 def draw_binary(key: jax.Array, intensities: Any) -> Float[Array, "*shape"]:
     """Return binary images drawn afresh, every pixel as Bernoulli(intensity): dynamic binarisation.
 
+    Formula: `x_j ~ Bernoulli(p_j)`, p_j the intensity of pixel j.
+
     Args:
       key: typed key, another one for every epoch.
       intensities: in [0, 1], of any shape with data along the first axis.
 
+    Returns:
+      Zeros and ones in the shape of the intensities.
+
     Raises:
-      ValueError: bad key, or intensities outside [0, 1].
+      ValueError: bad key, or intensities outside [0, 1] or not finite.
     """
     check_key(key)
     intensities = as_data("intensities", intensities)

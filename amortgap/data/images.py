@@ -58,6 +58,15 @@ def load_fashion_mnist(
 ) -> DataSet:
     """Return Fashion-MNIST: 60 000 and 10 000 articles of clothing of 28 x 28 pixels; all else as in `load_mnist`.
 
+    Args:
+      binarisation, seed, data_dir, download: as in `load_mnist`.
+
+    Returns:
+      DataSet with rows of 784; its sha256 depends on the binarisation.
+
+    Raises:
+      ValueError: as in `load_mnist`.
+
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset" (2017).
     """
     return load(SOURCES["fashion_mnist"], binarisation=binarisation, seed=seed, data_dir=data_dir, download=download)
@@ -73,6 +82,15 @@ def load_kmnist(
     """Return KMNIST: 60 000 and 10 000 cursive Japanese characters of 28 x 28 pixels; all else as in `load_mnist`.
 
     `kmnist-train-imgs.npz` and `kmnist-test-imgs.npz` are read too; no hash is known to compare with.
+
+    Args:
+      binarisation, seed, data_dir, download: as in `load_mnist`.
+
+    Returns:
+      DataSet with rows of 784; its sha256 depends on the binarisation.
+
+    Raises:
+      ValueError: as in `load_mnist`, and for `download`, since no package ships the files.
 
     Source: Clanuwat et al., "Deep learning for classical Japanese literature" (2018).
     """
@@ -90,6 +108,15 @@ def load_cifar10(
 
     All else as in `load_mnist`, every channel of a pixel binarised on its own. The IDX files have four axes
     (`train-images-idx4-ubyte`); no hash is known to compare with.
+
+    Args:
+      binarisation, seed, data_dir, download: as in `load_mnist`.
+
+    Returns:
+      DataSet with rows of 3072; its sha256 depends on the binarisation.
+
+    Raises:
+      ValueError: as in `load_mnist`, and for `download`, since no package ships the files.
 
     Source: Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
     """
@@ -124,6 +151,9 @@ def is_available(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
     Args:
       name: "mnist", "fashion_mnist", "kmnist", "cifar10", or "digits", which is always there.
       data_dir: as in the loader.
+
+    Returns:
+      True if both parts lie there.
 
     Raises:
       ValueError: an unknown name.

@@ -16,7 +16,7 @@ class DataSet(NamedTuple):
     Attributes:
       name: what the data are, binarisation included.
       train, test: float32 arrays, [N, D] and [M, D].
-      sha256: of both parts, as used.
+      sha256: of both parts, as used, in hexadecimal digits.
     """
 
     name: str

@@ -65,8 +65,11 @@ def instance_adaptive(
       width, depth: hidden layers of the shared encoder.
       hyper_width: units of the hypernetwork's one hidden layer.
 
+    Returns:
+      AdaptiveEncoder, from one datum [in_dim] to phi [family.size].
+
     Raises:
-      ValueError: a size that is not positive.
+      ValueError: bad key, or a size that is not positive.
 
     Source: the idea of instance-adaptive VAEs, arXiv 2604.06796; modulation as in Perez et al., "FiLM" (2018).
     """
@@ -111,9 +114,14 @@ class SharedFlowEncoder:
 def shared_flow(head: Any, family: Any) -> SharedFlowEncoder:
     """Return an encoder whose flow weights are shared over data and whose head, context included, reads the datum.
 
+    Formula: `phi = [head(x), weights]`; the weights start at those of the family's standard member.
+
     Args:
       head: encoder made for `family.head`, such as `mlp(key, in_dim, family.head)`.
       family: a flow.
+
+    Returns:
+      SharedFlowEncoder, from one datum to phi [family.size].
 
     Raises:
       ValueError: a family without a head.

@@ -86,7 +86,11 @@ class ConstantEncoder:
     in_dim: int = field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
-        """Return phi, whatever the datum."""
+        """Return phi, whatever the datum.
+
+        Raises:
+          ValueError: x is not a vector of length `in_dim`.
+        """
         _check_row(x, self.in_dim)
         return self.phi
 
@@ -106,8 +110,11 @@ def constant(key: jax.Array, in_dim: int, family: Any) -> ConstantEncoder:
       in_dim: length of one datum.
       family: variational family.
 
+    Returns:
+      ConstantEncoder, from one datum [in_dim] to phi [family.size].
+
     Raises:
-      ValueError: in_dim is not positive.
+      ValueError: bad key, or in_dim is not positive.
     """
     check_key(key)
     check_count("in_dim", in_dim)
@@ -127,8 +134,12 @@ def linear(key: jax.Array, in_dim: int, family: Any, *, rank: int, standardize: 
       standardize: data [N, in_dim] whose means and standard deviations the encoder subtracts and divides by first
         (the set of maps it can represent is the same, training is much faster); None for none.
 
+    Returns:
+      Encoder, from one datum [in_dim] to phi [family.size].
+
     Raises:
-      ValueError: a rank outside [1, latent_dim], or bad data to standardise by.
+      ValueError: bad key, an in_dim that is not positive, a rank outside [1, latent_dim], or bad data to standardise
+        by.
     """
     check_key(key)
     check_count("in_dim", in_dim)
@@ -163,8 +174,11 @@ def mlp(
       residual: add the input of hidden layers to their output.
       standardize: data [N, in_dim] to take means and standard deviations from, or None.
 
+    Returns:
+      Encoder, from one datum [in_dim] to phi [family.size].
+
     Raises:
-      ValueError: a bad size, an unknown activation, or bad data to standardise by.
+      ValueError: bad key, a bad size, an unknown activation, or bad data to standardise by.
     """
     check_key(key)
     check_count("in_dim", in_dim)
@@ -180,6 +194,12 @@ def stack_padded(encoders: Sequence[Any]) -> Any:
 
     The result has a leading axis on every leaf and is meant for `jax.vmap`: one compilation serves all widths, and
     padded units stay exactly zero under gradient training.
+
+    Args:
+      encoders: at least one, all of one kind, input size and number of layers.
+
+    Returns:
+      An encoder of that kind whose leaves have a leading axis, one entry an encoder.
 
     Raises:
       ValueError: no encoders, or encoders whose networks differ in more than widths.

@@ -60,7 +60,10 @@ def conv(
       family: variational family.
       channels: output channels of every convolution.
 
+    Returns:
+      ImageEncoder, from one image [height, width, channels] or its entries in a row to phi [family.size].
+
     Raises:
-      ValueError: a shape that is not three positive sizes, or no or bad channels.
+      ValueError: bad key, a shape that is not three positive sizes, or no or bad channels.
     """
     return ImageEncoder(convolutions(key, shape, channels, family.size, output_scale=OUTPUT_SCALE), shape)

@@ -69,9 +69,12 @@ def from_module(
       second: what the second output is: "log_variance", "log_scale", "scale" or "variance".
       variables: of a linen module, trained.
 
+    Returns:
+      ModuleEncoder, from one datum to phi [family.size].
+
     Raises:
-      ValueError: no flax module, one that cannot be run, that changes its own state (dropout, batch norm in training
-        mode) or whose outputs do not fit the family.
+      ValueError: an unknown `second`, no flax module, one that cannot be run, that changes its own state (dropout,
+        batch norm in training mode) or whose outputs do not fit the family.
     """
     check_choice("second", second, tuple(SECOND))
     brought = bring("module", module, data_shape, variables)

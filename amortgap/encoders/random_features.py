@@ -31,14 +31,22 @@ class RandomFeatureEncoder:
     in_dim: int = field(metadata={"static": True})
 
     def features(self, x: Float[Array, " in_dim"]) -> Float[Array, " features"]:
-        """Return `[1, relu(A x + a)]` for one datum."""
+        """Return `[1, relu(A x + a)]` for one datum.
+
+        Raises:
+          ValueError: x is not a vector of length `in_dim`.
+        """
         if jnp.shape(x) != (self.in_dim,):
             raise ValueError(f"the encoder reads one datum of shape ({self.in_dim},), got {jnp.shape(x)}")
         matrix, offset = jax.lax.stop_gradient(self.projection)
         return jnp.concatenate([jnp.ones(1, matrix.dtype), jax.nn.relu(matrix @ x + offset)])
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
-        """Return phi for one datum."""
+        """Return phi for one datum.
+
+        Raises:
+          ValueError: x is not a vector of length `in_dim`.
+        """
         return self.weights @ self.features(x)
 
     @property
@@ -58,8 +66,11 @@ def random_features(key: jax.Array, in_dim: int, family: Any, *, num_features: i
       family: variational family.
       num_features: k, 0 for the constant encoder.
 
+    Returns:
+      RandomFeatureEncoder, from one datum [in_dim] to phi [family.size]; it starts at the family's standard member.
+
     Raises:
-      ValueError: `in_dim` is not positive or `num_features` is negative.
+      ValueError: bad key, `in_dim` is not positive or `num_features` is negative.
 
     Source: Rahimi and Recht, "Random features for large-scale kernel machines" (2007), for the idea.
     """
@@ -102,8 +113,11 @@ def least_squares(
       means: m_i, [N, d].
       precisions: Lambda_i, [N, d, d], or one for all, [1, d, d].
 
+    Returns:
+      LeastSquares with B [d, features] and the mean gap in nats.
+
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, or entries that are not finite.
 
     Source: Aitken, "On least squares and linear combination of observations" (1935).
     """
@@ -140,8 +154,14 @@ def fit_random_features(
       xs: data, [N, in_dim].
       model: with `posterior_mean(x)` and a `posterior_precision()` that is the same for every datum.
 
+    Returns:
+      The encoder with its best weights, and its mean amortization gap over `xs` in nats.
+
     Raises:
-      ValueError: an encoder whose output is not [means, log scales] of the model's latents.
+      ValueError: data that are not finite, or an encoder whose output is not [means, log scales] of the model's
+        latents.
+
+    Source: as in `random_features` and `least_squares`.
     """
     xs = as_data("xs", xs)
     d = model.latent_dim

@@ -105,8 +105,11 @@ def window(
       width, depth: hidden layers; width 0 for an affine map.
       free_ends: give each of the w first and w last steps, which see less, a network of its own.
 
+    Returns:
+      WindowEncoder, from one sequence [length, features] to phi [family.size], means of all steps before log scales.
+
     Raises:
-      ValueError: a sequence shorter than the window, another family, or a bad size.
+      ValueError: bad key, a sequence shorter than the window, another family, or a bad size.
 
     Source: Margossian and Blei, "Amortized variational inference: when and why?" (2024), section 3.3, remark 3.7 for
     the ends.
@@ -169,8 +172,11 @@ def recurrent(key: jax.Array, length: int, features: int, family: Any, *, width:
       family: mean field over all steps, `latent_dim` divisible by `length`.
       width: units of each direction.
 
+    Returns:
+      RecurrentEncoder, from one sequence [length, features] to phi [family.size], means of all steps before log scales.
+
     Raises:
-      ValueError: another family, or a size that is not positive.
+      ValueError: bad key, another family, or a size that is not positive.
     """
     check_count("length", length)
     outputs = 2 * _per_step(family, length)

@@ -30,6 +30,12 @@ class Group(NamedTuple):
 def pad_groups(groups: Any) -> Group:
     """Return groups of different sizes, each [n_i, features], as one stacked `Group` with leading axis N.
 
+    Args:
+      groups: a sequence of N arrays [n_i, features], n_i at least one.
+
+    Returns:
+      Group with values [N, n, features], zeros where there is no observation, and mask [N, n], n the largest n_i.
+
     Raises:
       ValueError: no groups, an empty group, or groups that are not matrices with the same number of columns.
     """
@@ -101,8 +107,11 @@ def deep_set(
       width, depth: hidden layers of both networks.
       summary: numbers that stand for one observation.
 
+    Returns:
+      SetEncoder, from one Group to phi [family.size].
+
     Raises:
-      ValueError: a size that is not positive.
+      ValueError: bad key, or a size that is not positive.
 
     Source: Zaheer et al., "Deep sets" (2017), theorem 2.
     """

@@ -12,6 +12,8 @@ from amortgap.evidence.records import Evidence
 def exact(x: Any, *, model: Any) -> Evidence:
     """Return log p(x) of one datum from the model's closed form.
 
+    Formula: `log p(x) = log integral p(x, z) dz`, as `model.log_evidence(x)` has it.
+
     Args:
       x: one datum.
       model: record with `log_evidence(x)`.

@@ -98,8 +98,16 @@ def optimum_excess(
 def excess_is_proven(model: Any, family: Any) -> bool:
     """Return whether `optimum_excess` finds the global maximum, without which its bound is heuristic.
 
-    True where the model declares `log p(x, z)` concave in z (`model.log_concave`) and the family is a mean field or
-    full rank normal: the objective is then concave in mean and square root of the covariance, for every noise.
+    Where `log p(x, z)` is concave in z and the family is a mean field or full rank normal, the objective is concave in
+    mean and square root of the covariance, for every noise.
+
+    Args:
+      model: a model; it declares a log joint that is concave in z by `log_concave = True`.
+      family: a variational family.
+
+    Returns:
+      True where the model declares `log p(x, z)` concave in z (`model.log_concave`) and the family is a mean field or
+      full rank normal, else False.
 
     Source: Challis and Barber, "Gaussian Kullback-Leibler approximate inference" (2013), section 3.
     """

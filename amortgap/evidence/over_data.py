@@ -59,7 +59,9 @@ def evidence_of_data(
       `UnreliableEvidence` names them, and those whose Pareto k-hat exceeds 0.7.
 
     Raises:
-      ValueError: as in `log_evidence`, or phis of another shape.
+      ValueError: as in `log_evidence`, bad data, phis of another shape, or no devices.
+
+    Source: that of the method's own function.
     """
     check_key(key)
     check_choice("method", method, ("auto", *METHODS))
@@ -105,7 +107,9 @@ def evidence_bounds(
       Sandwich with a leading axis N. A warning (`UnreliableEvidence`) names data with bounds that are not finite.
 
     Raises:
-      ValueError: as in `bidirectional`, or latents or phis of another shape.
+      ValueError: as in `bidirectional`, bad data, latents or phis of another shape, or no devices.
+
+    Source: as in `bidirectional`.
     """
     check_key(key)
     xs = check_data("xs", xs, model)
@@ -129,8 +133,23 @@ def optimum_excess_of_data(
 ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
     """Return `optimum_excess` of every datum and its standard error; datum i uses `fold_in(key, i)`.
 
+    Formula: `E[max F_i - F_i(phi_i)] >= ELBO(phi*_i; x_i) - ELBO(phi_i; x_i)`, i = 1..N, F as in `optimum_excess`.
+
+    Args:
+      key: typed key of the noise, not one that any phi was optimised with.
+      phis: fits, [N, size].
+      xs: data, [N, ...].
+      model, family: as in `optimum_excess`.
+      devices: devices to split the data over; None for all local ones.
+      settings: keyword arguments of `optimum_excess`.
+
+    Returns:
+      Mean excess and its standard error, in nats, each [N].
+
     Raises:
-      ValueError: as in `optimum_excess`, or phis of another shape.
+      ValueError: as in `optimum_excess`, bad data, phis of another shape, or no devices.
+
+    Source: as in `optimum_excess`.
     """
     check_key(key)
     xs = check_data("xs", xs, model)
@@ -140,7 +159,14 @@ def optimum_excess_of_data(
 
 
 def warn_unreliable(evidence: Evidence) -> None:
-    """Warn of data whose log p(x) is not finite, or whose weights have a Pareto k-hat above 0.7."""
+    """Warn of data whose log p(x) is not finite, or whose weights have a Pareto k-hat above 0.7.
+
+    Args:
+      evidence: of one datum, or of many with a leading axis N; one that is still being traced is passed over.
+
+    Returns:
+      Nothing; each warning is an `UnreliableEvidence` and names the data.
+    """
     if not is_concrete((evidence.log_evidence, evidence.pareto_k)):
         return
     value, shape = np.atleast_1d(evidence.log_evidence), np.atleast_1d(evidence.pareto_k)

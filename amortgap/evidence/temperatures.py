@@ -15,7 +15,15 @@ SCHEDULES = ("linear", "sigmoid", "adaptive")
 
 
 def linear_temperatures(num_temperatures: int) -> Float[Array, " T"]:
-    """Return `beta_t = t / (T - 1)`, t = 0..T - 1.
+    """Return equally spaced temperatures.
+
+    Formula: `beta_t = t / (T - 1)`, t = 0..T - 1.
+
+    Args:
+      num_temperatures: T, at least two.
+
+    Returns:
+      Temperatures from 0 to 1, [T].
 
     Raises:
       ValueError: fewer than two temperatures.
@@ -28,6 +36,13 @@ def sigmoid_temperatures(num_temperatures: int, *, steepness: float = 4.0) -> Fl
     """Return temperatures that crowd towards both ends.
 
     Formula: `s_t = sigmoid(delta (2 t / (T - 1) - 1))`, `beta_t = (s_t - s_0) / (s_{T-1} - s_0)`.
+
+    Args:
+      num_temperatures: T, at least two.
+      steepness: delta; the larger, the closer to the ends.
+
+    Returns:
+      Temperatures from 0 to 1, [T].
 
     Raises:
       ValueError: fewer than two temperatures.

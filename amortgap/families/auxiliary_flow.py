@@ -47,6 +47,7 @@ class AuxiliaryFlow:
     Attributes:
       size: length of phi.
       head: FlowHead, the part of phi before the weights.
+      name: of the family, "auxiliary_flow".
 
     Raises:
       ValueError: a size that is not positive, or a single layer.

@@ -55,6 +55,6 @@ class Branch:
         return jnp.concatenate([self.base.standard(), jnp.zeros(self.size - self.base.size)])
 
     def given(self, theta: Float[Array, " K"], w: Float[Array, " size"]) -> Float[Array, " base"]:
-        """Return the base's phi at this theta."""
+        """Return the base's phi [base.size] at this theta [K]."""
         slopes = w[self.base.size :].reshape(self.latent_dim, self.global_dim)
         return w[: self.base.size].at[: self.latent_dim].add(slopes @ theta)

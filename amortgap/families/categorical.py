@@ -25,6 +25,7 @@ class Categorical:
 
     Attributes:
       size: length of phi, K.
+      name: of the family, "categorical".
 
     Raises:
       ValueError: `num_categories` is not a positive whole number.
@@ -47,7 +48,7 @@ class Categorical:
         return self.num_categories
 
     def support(self) -> Float[Array, "K K"]:
-        """Return all values of z, one a row."""
+        """Return all values of z, one a row, [K, K]."""
         return jnp.eye(self.num_categories)
 
     def standard(self) -> Float[Array, " size"]:

@@ -31,6 +31,7 @@ class ConstrainedNormal:
     Attributes:
       size: length of phi, `2 d`.
       noise_dim: number of standard normals behind one draw.
+      name: of the family, "constrained_normal".
 
     Raises:
       ValueError: `latent_dim` is not positive, or the bijector is unknown or does not map coordinates one by one.

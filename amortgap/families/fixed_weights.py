@@ -29,6 +29,7 @@ class FixedWeights:
     Attributes:
       latent_dim: dimension d of z.
       size: length of phi.
+      name: of the family, "fixed_weights".
 
     Raises:
       ValueError: weights of another length, or a family without a head.
@@ -60,7 +61,7 @@ class FixedWeights:
         return self.flow.head.standard()
 
     def whole(self, phi: Float[Array, " size"]) -> Float[Array, " whole"]:
-        """Return the flow's phi."""
+        """Return the flow's phi, `[phi, weights]`, [flow.size]."""
         return jnp.concatenate([phi, self.weights])
 
     def _parts(self, phi: Array) -> FlowParts:

@@ -56,6 +56,7 @@ class CouplingFlow:
     Attributes:
       size: length of phi.
       head: FlowHead, the part of phi before the weights.
+      name: of the family, "coupling_flow".
 
     Raises:
       ValueError: a dimension that cannot be split into two halves, or a size that is not positive.
@@ -140,6 +141,7 @@ class AutoregressiveFlow:
     Attributes:
       size: length of phi.
       head: FlowHead, the part of phi before the weights.
+      name: of the family, "autoregressive_flow".
 
     Raises:
       ValueError: a size that is not positive.

@@ -34,6 +34,7 @@ class MixtureOfNormals:
 
     Attributes:
       size: length of phi, `K (2 d + 1)`.
+      name: of the family, "mixture".
 
     Raises:
       ValueError: `num_components` or `latent_dim` is not a positive whole number.
@@ -55,7 +56,7 @@ class MixtureOfNormals:
         return self.num_components * (2 * self.latent_dim + 1)
 
     def unpack(self, phi: Float[Array, " size"]) -> tuple[Float[Array, " K"], Float[Array, "K d"], Float[Array, "K d"]]:
-        """Return log weights, means and log scales of the components."""
+        """Return log weights [K], means [K, d] and log scales [K, d] of the components."""
         return _unpack(phi, self.latent_dim)
 
     def pack(

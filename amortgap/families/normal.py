@@ -36,9 +36,17 @@ class MeanFieldNormal:
     Attributes:
       size: length of phi, `2 d`.
       noise_dim: number of standard normals behind one draw.
+      name: of the family, "mean_field".
 
     Raises:
       ValueError: `latent_dim` is not a positive whole number.
+
+    Example:
+      >>> import jax.numpy as jnp, amortgap as ag
+      >>> family = ag.families.MeanFieldNormal(2)
+      >>> phi = family.from_moments(jnp.array([1.0, -1.0]), jnp.diag(jnp.array([0.5, 2.0])))
+      >>> print(family.size, [f"{entry:.3f}" for entry in phi])
+      4 ['1.000', '-1.000', '-0.693', '0.693']
     """
 
     latent_dim: int = field(metadata={"static": True})
@@ -104,6 +112,7 @@ class FullRankNormal:
     Attributes:
       size: length of phi, `d + d (d + 1) / 2`.
       noise_dim: number of standard normals behind one draw.
+      name: of the family, "full_rank".
 
     Raises:
       ValueError: `latent_dim` is not a positive whole number.
@@ -178,6 +187,7 @@ class LowRankNormal:
     Attributes:
       size: length of phi, `d (2 + rank)`.
       noise_dim: number of standard normals behind one draw, `d + rank`.
+      name: of the family, "low_rank".
 
     Raises:
       ValueError: `latent_dim` is not positive, or `rank` is not in [1, d].

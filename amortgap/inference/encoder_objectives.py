@@ -24,8 +24,17 @@ def elbo_objective(*, model: Any, family: Any, num_samples: int = 1) -> Objectiv
 
     Formula: `ELBO(encoder(x); x)`.
 
+    Args:
+      model, family: as in `elbo`.
+      num_samples: draws per datum and step.
+
+    Returns:
+      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+
     Raises:
       ValueError: a model and family that do not fit, or num_samples < 1.
+
+    Source: as in `elbo`.
     """
     check_sizes(model, family)
     check_count("num_samples", num_samples)
@@ -43,12 +52,16 @@ def iwae_objective(*, model: Any, family: Any, num_samples: int, doubly_reparame
     `sum_s (w_s / sum w)^2 (d log w_s / dz_s) (dz_s / dphi)`: unbiased, and its signal does not vanish as S grows.
 
     Args:
-      model, family: as in `elbo`; the family needs `log_prob`.
+      model, family: as in `elbo`; the family needs `log_prob` for the doubly reparameterised gradient.
       num_samples: S.
       doubly_reparameterised: use that gradient and not the plain one of the bound.
 
+    Returns:
+      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+
     Raises:
-      ValueError: a model and family that do not fit, num_samples < 1, or a family without `log_prob`.
+      ValueError: a model and family that do not fit, num_samples < 1, or, with the doubly reparameterised gradient, a
+        family without `log_prob`.
 
     Source: Burda, Grosse and Salakhutdinov (2016); Tucker et al., "Doubly reparameterized gradient estimators" (2019),
     equation 8.
@@ -84,6 +97,13 @@ def sleep_objective(*, model: Any, family: Any) -> Objective:
     Formula: `log q(z; encoder(x'))`, `(z, x') ~ p`; its maximum over encoders minimises
     `E_p(x)[KL(p(z | x) || q(z | x))]`. The datum x is not used.
 
+    Args:
+      model: record with `sample(key)`, which returns z [d] and one datum.
+      family: record with `log_prob(z, phi)`.
+
+    Returns:
+      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+
     Raises:
       ValueError: a model without `sample`, a family without `log_prob`, or sizes that do not fit.
 
@@ -107,6 +127,14 @@ def reverse_half_asleep_objective(*, model: Any, family: Any, num_samples: int =
 
     Formula: `1/2 ELBO(encoder(x); x) + 1/2 ELBO(encoder(x'); x')`, `x' ~ p(x)`.
 
+    Args:
+      model: as in `elbo`, with `sample(key)`.
+      family: as in `elbo`.
+      num_samples: draws for each of the two ELBOs.
+
+    Returns:
+      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+
     Raises:
       ValueError: a model without `sample`, or as in `elbo_objective`.
 
@@ -128,6 +156,14 @@ def denoising_objective(*, model: Any, family: Any, noise_scale: float, num_samp
     """Return the ELBO at x of what the encoder makes of x with noise: a smoother encoder.
 
     Formula: `ELBO(encoder(x + noise_scale * e); x)`, `e ~ N(0, I)`.
+
+    Args:
+      model, family: as in `elbo`; the datum x is one array.
+      noise_scale: standard deviation of the noise, positive, in the units of x.
+      num_samples: draws per datum and step.
+
+    Returns:
+      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
 
     Raises:
       ValueError: a noise scale that is not positive, or as in `elbo_objective`.
@@ -155,6 +191,9 @@ class WeightNormEncoder:
     Attributes:
       encoder: with an attribute `network`, trained.
       norm: of the incoming weights of every unit.
+
+    Raises:
+      ValueError: a norm that is not positive, or an encoder without a `network`.
     """
 
     encoder: Any

@@ -55,8 +55,15 @@ def model_datum(x: Any) -> Any:
 def constant_factors(family: Any) -> LocalFactors:
     """Return one factor shared by all data (constant-factor VI); starts at the family's standard member.
 
+    Formula: `q(theta, z) = q0(theta) prod_i q(z_i; phi)`.
+
     Args:
       family: a family, or a `Branch` of one for a factor that depends on theta.
+
+    Returns:
+      LocalFactors with parameters [family.size].
+
+    Source: Margossian and Blei (2024), section 2.
     """
     return LocalFactors(source=family.standard(), branch=_branch(family), kind="constant")
 
@@ -64,13 +71,20 @@ def constant_factors(family: Any) -> LocalFactors:
 def free_factors(family: Any, num_data: int, *, start: Any = None) -> LocalFactors:
     """Return a factor of its own for every datum (factorized VI).
 
+    Formula: `q(theta, z) = q0(theta) prod_i q(z_i; phi_i)`.
+
     Args:
       family: as in `constant_factors`.
       num_data: N.
       start: initial parameters [N, family.size]; None for the family's standard member.
 
+    Returns:
+      LocalFactors with parameters [N, family.size].
+
     Raises:
       ValueError: num_data not positive, or a start of another shape.
+
+    Source: Margossian and Blei (2024), section 2.
     """
     check_count("num_data", num_data)
     if start is None:
@@ -83,15 +97,28 @@ def free_factors(family: Any, num_data: int, *, start: Any = None) -> LocalFacto
 def amortized_factors(encoder: Any, family: Any) -> LocalFactors:
     """Return factors from an encoder of the datum (amortized VI).
 
+    Formula: `q(theta, z) = q0(theta) prod_i q(z_i; encoder(x_i))`.
+
     Args:
-      encoder: callable pytree from one datum, or from its entry "input", to the family's parameters.
+      encoder: callable pytree from one datum, or from its entry "input", to the family's parameters [family.size].
       family: as in `constant_factors`.
+
+    Returns:
+      LocalFactors whose parameters are the encoder's weights.
+
+    Source: Margossian and Blei (2024), section 2.
     """
     return LocalFactors(source=encoder, branch=_branch(family), kind="amortized")
 
 
 def check_factors(factors: Any, xs: Any, family: Any, model: Any) -> None:
     """Refuse factors that do not fit family, model or data.
+
+    Args:
+      factors: LocalFactors.
+      xs: data, [N, ...].
+      family: family of the local factors.
+      model: model with a global part.
 
     Raises:
       ValueError: not LocalFactors; a size that is not the family's; not one row for each datum; a branch on another

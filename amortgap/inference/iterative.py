@@ -72,6 +72,8 @@ def iterative_encoder(
 ) -> IterativeEncoder:
     """Return an untrained iterative encoder with one hidden layer.
 
+    Formula: as in `IterativeEncoder`, with phi_0 the family's standard member.
+
     Args:
       key: typed key of the initial weights.
       model, family: as in `elbo`; the cubature rule needs a normal family.
@@ -79,8 +81,14 @@ def iterative_encoder(
       width: hidden units of the network.
       num_samples: draws per gradient; 0 for the cubature rule.
 
+    Returns:
+      IterativeEncoder, from one datum to phi [family.size].
+
     Raises:
-      ValueError: sizes that do not fit or are not positive, or cubature with a family that lacks what it needs.
+      ValueError: bad key, sizes that do not fit or are not positive, or cubature with a family that lacks what it
+        needs.
+
+    Source: Marino, Yue and Mandt, "Iterative amortized inference" (2018), equation 6.
     """
     check_sizes(model, family)
     check_count("num_iterations", num_iterations)

@@ -91,6 +91,17 @@ def local_vi(
 
     Raises:
       ValueError: bad key, sizes or settings, or an x that is not finite or not one datum of the model.
+
+    Example:
+      The posterior is N(1, 1/3).
+
+      >>> import jax, jax.numpy as jnp, amortgap as ag
+      >>> model = ag.models.FactorAnalysis(loadings=jnp.ones((2, 1)), mean=jnp.zeros(2), noise_variance=jnp.ones(2))
+      >>> family = ag.families.MeanFieldNormal(1)
+      >>> fit = ag.local_vi(jax.random.key(0), jnp.array([1.0, 2.0]), model=model, family=family)
+      >>> mean, scale = family.moments(fit.phi)
+      >>> print(f"N({mean[0]:.3f}, {scale[0, 0]**2:.3f}), converged: {fit.converged}")
+      N(1.000, 0.333), converged: True
     """
     check_key(key)
     x = check_datum(x, model)

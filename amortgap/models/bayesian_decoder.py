@@ -52,7 +52,7 @@ class BayesianDecoder:
         return -0.5 * (jnp.sum(theta**2) + theta.size * _LOG_2PI)
 
     def decode(self, theta: Float[Array, " K"], z: Float[Array, " d"]) -> Float[Array, " D"]:
-        """Return the mean of x at these weights."""
+        """Return the mean of x [D] at the weights theta [K] and the code z [d]."""
         return ravel_pytree(self.network)[1](theta)(z)
 
     def log_local(self, theta: Float[Array, " K"], z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
@@ -74,6 +74,8 @@ def bayesian_decoder(
 ) -> BayesianDecoder:
     """Return a decoder with random weights; the key's initial weights serve as a start of q0's means.
 
+    Formula: as in `BayesianDecoder`; the network has `depth` hidden layers of `width` units.
+
     Args:
       key: typed key.
       latent_dim, data_dim: dimensions of z and x.
@@ -81,8 +83,13 @@ def bayesian_decoder(
       activation: one of `amortgap.networks.ACTIVATIONS`.
       noise_variance: s^2, positive.
 
+    Returns:
+      BayesianDecoder.
+
     Raises:
-      ValueError: a size that is not positive or an unknown activation.
+      ValueError: bad key, a size or noise variance that is not positive, or an unknown activation.
+
+    Source: as in `BayesianDecoder`.
     """
     check_positive("noise_variance", noise_variance)
     network = dense(key, (latent_dim, *[width] * depth, data_dim), activation=activation)

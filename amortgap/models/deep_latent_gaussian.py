@@ -64,9 +64,12 @@ class DeepLatentGaussian:
           likelihood: a likelihood record, or "bernoulli" (logits) or "gaussian" (means, noise variance one).
           variables: of a linen module, trained.
 
+        Returns:
+          DeepLatentGaussian.
+
         Raises:
-          ValueError: no flax module, one that cannot be run on z, that changes its own state (dropout, batch norm in
-            training mode) or whose output for one z has other than `data_dim` entries.
+          ValueError: bad sizes, an unknown likelihood, no flax module, one that cannot be run on z, that changes its
+            own state (dropout, batch norm in training mode) or whose output for one z has other than `data_dim` entries.
         """
         check_count("latent_dim", latent_dim)
         check_count("data_dim", data_dim)
@@ -98,7 +101,7 @@ class DeepLatentGaussian:
         return self.log_prior(z) + self.log_likelihood(z, x)
 
     def sample(self, key: jax.Array) -> tuple[Float[Array, " d"], Float[Array, " D"]]:
-        """Return one draw (z, x) from the joint."""
+        """Return one draw (z, x) from the joint, [d] and [D]."""
         key_latent, key_data = jax.random.split(key)
         z = jax.random.normal(key_latent, (self.latent_dim,))
         return z, self.likelihood.sample(key_data, self.decoder(z))
@@ -116,6 +119,8 @@ def deep_latent_gaussian(
 ) -> DeepLatentGaussian:
     """Return a DeepLatentGaussian with a fresh fully connected decoder of `depth` hidden layers.
 
+    Formula: `z ~ N(0, I_d)`, `x | z ~ likelihood(decoder(z))`.
+
     Args:
       key: typed key for the initial weights.
       latent_dim, data_dim: d and D.
@@ -123,8 +128,13 @@ def deep_latent_gaussian(
       likelihood: a likelihood record, or "bernoulli" or "gaussian" (noise variance one at the start).
       activation: one of `amortgap.networks.ACTIVATIONS`.
 
+    Returns:
+      DeepLatentGaussian.
+
     Raises:
-      ValueError: a bad size or an unknown name.
+      ValueError: bad key, a bad size or an unknown name.
+
+    Source: as in `DeepLatentGaussian`.
     """
     check_key(key)
     check_count("latent_dim", latent_dim)

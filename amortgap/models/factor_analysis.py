@@ -54,10 +54,19 @@ class FactorAnalysis:
       mean: b, [D].
       noise_variance: psi, [D], positive.
 
+    Attributes:
+      log_concave: True, `log p(x, z)` is concave in z.
+
     Raises:
       ValueError: shapes that do not fit, entries that are not finite, or a noise variance that is not positive.
 
     Source: Bishop, Pattern Recognition and Machine Learning (2006), section 12.2.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, amortgap as ag
+      >>> model = ag.models.FactorAnalysis(loadings=jnp.ones((2, 1)), mean=jnp.zeros(2), noise_variance=jnp.ones(2))
+      >>> print(f"{model.log_evidence(jnp.array([1.0, 2.0])):.4f} nats")
+      -3.3872 nats
     """
 
     loadings: Float[Array, "D d"]
@@ -135,7 +144,7 @@ class FactorAnalysis:
         return -0.5 * (quadratic + log_det + self.data_dim * _LOG_2PI)
 
     def sample(self, key: jax.Array) -> tuple[Float[Array, " d"], Float[Array, " D"]]:
-        """Return one draw (z, x) from the joint."""
+        """Return one draw (z, x) from the joint, [d] and [D]."""
         key_latent, key_noise = jax.random.split(key)
         z = jax.random.normal(key_latent, (self.latent_dim,), self.mean.dtype)
         noise = jax.random.normal(key_noise, (self.data_dim,), self.mean.dtype)
@@ -164,7 +173,10 @@ class FactorAnalysis:
         Args:
           xs: the data that the encoder is fitted to, [N, D].
           rank: width of the bottleneck, from 0 (a constant encoder) to d.
-          held_out: data on which the encoder fitted to `xs` is judged; None for `xs` themselves.
+          held_out: data on which the encoder fitted to `xs` is judged, [M, D]; None for `xs` themselves.
+
+        Returns:
+          A scalar in nats per datum.
 
         Raises:
           ValueError: `rank` is not in [0, d].
@@ -180,6 +192,9 @@ class FactorAnalysis:
 
         Args:
           observed: the coordinates s that the encoder sees, distinct, in [0, D).
+
+        Returns:
+          A scalar in nats per datum.
 
         Raises:
           ValueError: coordinates that are repeated or out of range.

@@ -111,7 +111,7 @@ class FiniteMixture:
         return matrix, jax.nn.log_softmax(self.log_weights) - 0.5 * jnp.sum(matrix * self.centres, axis=1)
 
     def sample(self, key: jax.Array) -> tuple[Float[Array, " K"], Float[Array, " D"]]:
-        """Return one draw (z, x) from the joint, z one-hot."""
+        """Return one draw (z, x) from the joint, z one-hot [K] and x [D]."""
         key_component, key_noise = jax.random.split(key)
         k = jax.random.categorical(key_component, self.log_weights)
         noise = jax.random.normal(key_noise, (self.data_dim,), self.centres.dtype)

@@ -41,8 +41,19 @@ class GroupStatistics(NamedTuple):
 def group_statistics(features: Any, responses: Any) -> GroupStatistics:
     """Return the sufficient statistics of N groups of n observations each, features [N, n, d], responses [N, n].
 
+    Formula: `X_i' X_i`, `X_i' y_i`, `y_i' y_i` and n for every group i.
+
+    Args:
+      features: X, [N, n, d].
+      responses: y, [N, n].
+
+    Returns:
+      GroupStatistics with a leading axis N.
+
     Raises:
       ValueError: features and responses whose shapes do not fit.
+
+    Source: as in `HierarchicalRegression`.
     """
     if features.ndim != 3 or responses.shape != features.shape[:2]:
         raise ValueError(
@@ -106,7 +117,13 @@ class HierarchicalRegression:
         return -0.5 * (jnp.sum((z - theta) ** 2) + self.dim * _LOG_2PI + likelihood)
 
     def sample(self, key: jax.Array, num_data: int, num_observations: int) -> tuple[Array, Array, GroupStatistics]:
-        """Return theta, all z and the groups, drawn from the model with standard normal features."""
+        """Return theta [K], all z [N, d] and the N groups, drawn from the model with standard normal features.
+
+        Args:
+          key: typed key.
+          num_data: N groups.
+          num_observations: observations of every group.
+        """
         keys = jax.random.split(key, 4)
         theta = jax.random.normal(keys[0], (self.dim,))
         zs = theta[None] + jax.random.normal(keys[1], (num_data, self.dim))

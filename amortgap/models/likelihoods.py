@@ -64,6 +64,9 @@ class Binomial:
 
     Args:
       total_count: n, a positive whole number.
+
+    Raises:
+      ValueError: `total_count` is not a positive whole number.
     """
 
     total_count: int = field(metadata={"static": True})
@@ -96,6 +99,9 @@ class Gaussian:
 
     Args:
       log_noise_variance: `log v`, a scalar or one entry a feature; learned with the decoder by `train_vae`.
+
+    Raises:
+      ValueError: `log_noise_variance` is no array of numbers or not finite.
     """
 
     log_noise_variance: Float[Array, "*features"]

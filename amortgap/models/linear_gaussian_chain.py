@@ -86,7 +86,7 @@ class LinearGaussianChain:
         return -0.5 * (squares + logs + t * math.log(self.observation_variance) + 2 * t * _LOG_2PI)
 
     def sample(self, key: jax.Array) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
-        """Return one draw (z, x) from the joint."""
+        """Return one draw (z, x) from the joint, [T] each."""
         key_state, key_noise = jax.random.split(key)
         scale = jnp.full(self.length, math.sqrt(self.process_variance)).at[0].set(math.sqrt(self.first_variance))
         shocks = scale * jax.random.normal(key_state, (self.length,))
@@ -113,7 +113,7 @@ class LinearGaussianChain:
         return float(0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1]))
 
     def smooth(self, x: Float[Array, " T"]) -> Smoothed:
-        """Return the states' exact posterior by the Kalman filter and the Rauch-Tung-Striebel smoother."""
+        """Return the states' exact posterior given x [T] by the Kalman filter and the Rauch-Tung-Striebel smoother."""
         a, q, r = self.transition, self.process_variance, self.observation_variance
 
         def forward(carry: tuple[Array, Array, Array], now: Array) -> tuple[Any, Any]:
@@ -166,8 +166,19 @@ class LinearGaussianChain:
 def windows(series: Any, half_width: int) -> Float[np.ndarray, "T inputs"]:
     """Return the observations from t - w to t + w for every t, zeros beyond the ends.
 
+    Formula: row t is `(x_{t-w}, .., x_{t+w})`.
+
+    Args:
+      series: x, [T].
+      half_width: w, not negative.
+
+    Returns:
+      An array [T, 2 w + 1].
+
     Raises:
       ValueError: a series shorter than its window, not one-dimensional, or a negative width.
+
+    Source: Margossian and Blei, "Amortized variational inference: when and why?" (2024), section 3.3.
     """
     series = np.asarray(series)
     check_count("half_width", half_width, minimum=0)

@@ -28,7 +28,11 @@ class LogJoint:
     latent_dim: int = field(metadata={"static": True})
 
     def log_joint(self, z: Float[Array, " d"], x: Any) -> Float[Array, ""]:
-        """Return `log p(x, z)` in nats."""
+        """Return `log p(x, z)` in nats.
+
+        Raises:
+          ValueError: the function does not return one scalar.
+        """
         value = self.function(z, x) if self.params is None else self.function(self.params, z, x)
         if getattr(value, "shape", None) != ():
             raise ValueError(f"the log joint must return one scalar, got shape {getattr(value, 'shape', type(value))}")
@@ -52,6 +56,16 @@ def from_log_joint(fn: Callable[..., Array], latent_dim: int, *, params: Any = N
 
     Raises:
       ValueError: `fn` is not callable or `latent_dim` is not positive; at first use, `fn` does not return a scalar.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, amortgap as ag
+      >>> from jax.scipy.stats import norm, poisson
+      >>> model = ag.models.from_log_joint(
+      ...     lambda z, x: norm.logpdf(z[0]) + poisson.logpmf(x[0], jnp.exp(z[0])), latent_dim=1
+      ... )
+      >>> fit = ag.local_vi(jax.random.key(0), jnp.array([3.0]), model=model, family=ag.families.MeanFieldNormal(1))
+      >>> bool(fit.converged)
+      True
     """
     if not callable(fn):
         raise ValueError(f"fn must be a function (z, x) -> scalar, got {type(fn).__name__}")

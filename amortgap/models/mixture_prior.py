@@ -129,7 +129,7 @@ class MixturePrior:
         return logsumexp(self._components(x)[0])
 
     def sample(self, key: jax.Array) -> tuple[Float[Array, " d"], Float[Array, " D"]]:
-        """Return one draw (z, x) from the joint."""
+        """Return one draw (z, x) from the joint, [d] and [D]."""
         key_component, key_latent, key_noise = jax.random.split(key, 3)
         k = jax.random.categorical(key_component, self.log_weights)
         dtype = self.mean.dtype

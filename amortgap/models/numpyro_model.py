@@ -77,6 +77,7 @@ class NumpyroModel:
       constants: arguments of the model that have no row for every datum.
       given: values of the global sites.
       latent_dim: dimension d of z.
+      plan: what does not change between data: the NumPyro model, its plate, its sites and its arguments.
       sites: names of the local sites in the order in which z holds them.
     """
 

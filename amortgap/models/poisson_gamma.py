@@ -26,6 +26,9 @@ class PoissonGamma:
       shape: a > 0.
       rate: b > 0.
 
+    Attributes:
+      log_concave: True, `log p(x, z)` is concave in z.
+
     Raises:
       ValueError: a shape or rate that is not positive.
     """

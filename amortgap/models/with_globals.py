@@ -80,6 +80,9 @@ def fix_global(model: Any, theta: Any) -> FixedGlobal:
       model: record with a global part.
       theta: [K].
 
+    Returns:
+      FixedGlobal.
+
     Raises:
       ValueError: a model without a global part, or a theta of another shape.
     """

@@ -27,6 +27,9 @@ def write_sweep(folder: str | os.PathLike[str], path: str | os.PathLike[str] | N
       folder: results of an experiment: tables, sidecar, figures, and the records of cells if they are there.
       path: where to write; None for `report.html` in the folder.
 
+    Returns:
+      The path written.
+
     Raises:
       ValueError: the folder is none, or holds neither table nor figure nor sidecar, or a sidecar that cannot be read.
       OSError: the file cannot be written.

@@ -34,7 +34,13 @@ NOT_HASHED = types.MappingProxyType({"hash": False})
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One unit of a sweep: the configuration, and `identity`, the JSON document whose sha256 is `key`."""
+    """One unit of a sweep: the configuration, and `identity`, the JSON document whose sha256 is `key`.
+
+    Attributes:
+      config: the configuration, a dataclass.
+      key: sha256 of the canonical JSON of `identity`, 64 hexadecimal digits.
+      identity: configuration, schema and semantics versions and sha256 of the data, as plain JSON data.
+    """
 
     config: Any
     key: str
@@ -88,8 +94,25 @@ def content_hash(document: Any) -> str:
 def grid(base: Any, axes: Mapping[str | tuple[str, ...], Sequence[Any]]) -> list[Any]:
     """All configurations of the product of `axes` around `base`, in order, the last axis fastest.
 
-    An axis is a (dotted) field name with its values, or a tuple of names with tuples of values that go together.
-    Raises ValueError for an unknown field (naming the nearest), a value of the wrong type and an empty axis.
+    Args:
+      base: configuration, a dataclass; nested ones are allowed.
+      axes: by (dotted) field name its values, or by a tuple of names tuples of values that go together.
+
+    Returns:
+      Configurations of the type of `base`, as many as the product of the axes' lengths.
+
+    Raises:
+      ValueError: a base that is no dataclass, an unknown field (naming the nearest), a value of the wrong type, an
+        empty axis, or a point that does not give one value to every name.
+
+    Example:
+      >>> import dataclasses
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Study:
+      ...     width: int = 8
+      ...     seed: int = 0
+      >>> [(study.width, study.seed) for study in grid(Study(), {"width": [1, 2], "seed": [0, 1]})]
+      [(1, 0), (1, 1), (2, 0), (2, 1)]
     """
     field_types(type(base))
     settings: list[list[tuple[tuple[str, Any], ...]]] = []
@@ -120,8 +143,18 @@ def make_cells(
 ) -> tuple[Cell, ...]:
     """Cells of the configurations, in order; a configuration that occurs again is dropped with a notice.
 
-    data_sha256: hash of the data behind the results, or a function of the configuration when cells differ in data.
-    Raises ValueError for a configuration without a canonical form.
+    Args:
+      configs: configurations, such as those of `grid`.
+      schema_version: version of the table's schema, part of every hash.
+      semantics_version: raised by hand when a change of the code changes results; part of every hash.
+      data_sha256: hash of the data behind the results, or a function of the configuration when cells differ in data;
+        None where there are no data.
+
+    Returns:
+      Distinct cells.
+
+    Raises:
+      ValueError: a configuration without a canonical form.
     """
     cells: dict[str, Cell] = {}
     repeated = 0

@@ -52,7 +52,13 @@ class Threads:
     """Executor that computes `slots` units at a time in threads of this process.
 
     For cells that spend their time outside the interpreter lock, as compiled code does: one thread compiles while
-    another computes. Raises ValueError if `slots` is not positive.
+    another computes.
+
+    Attributes:
+      slots: units computed at a time.
+
+    Raises:
+      ValueError: `slots` is not positive.
     """
 
     slots: int

@@ -38,8 +38,10 @@ _KEY = re.compile(r"^[0-9a-f]{64}$")
 class CellResult:
     """What computing one cell gives.
 
-    rows: table rows (column name -> bool, int, float, str or None). arrays: name -> array, stored as safetensors.
-    message: kept in the record, e.g. the step at which an optimiser diverged.
+    Attributes:
+      rows: table rows (column name -> bool, int, float, str or None).
+      arrays: name -> array, stored as safetensors.
+      message: kept in the record, e.g. the step at which an optimiser diverged.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
@@ -51,8 +53,18 @@ class CellResult:
 class Record:
     """One finished cell as stored.
 
-    config is the canonical JSON of the configuration; wall_time is in seconds, that of a group shared equally among
-    its cells; arrays is {"sha256", "bytes"} of the arrays file or None; versions maps package to version.
+    Attributes:
+      hash: key of the cell.
+      config: canonical JSON of the configuration.
+      schema_version, semantics_version, data_sha256: as given to `make_cells`.
+      status: "ok", "failed", or "nonfinite" where some number was NaN or infinite.
+      rows: rows of the table as plain data, numbers that are not finite as None.
+      error: why the cell failed, or the message of its result; empty if there is none.
+      attempt: how often the cell has been tried, from one on.
+      wall_time: seconds, that of a group shared equally among its cells.
+      host, device: where it ran.
+      versions: package -> version.
+      arrays: {"sha256", "bytes"} of the arrays file, or None.
     """
 
     hash: str
@@ -82,7 +94,11 @@ class DamagedRecord(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """Folder of a sweep; make one with `open_store`."""
+    """Folder of a sweep; make one with `open_store`.
+
+    Attributes:
+      path: the folder.
+    """
 
     path: pathlib.Path
 
@@ -161,7 +177,15 @@ class Store:
 def open_store(out: str | pathlib.Path, name: str | None = None) -> Store:
     """Store in folder `out`, or in its child `name`; created if needed, and proven to be writable.
 
-    Raises ValueError naming the folder if it cannot be written, and for a name that is not a plain folder name.
+    Args:
+      out: the folder.
+      name: of a folder directly below it; None for `out` itself.
+
+    Returns:
+      Store.
+
+    Raises:
+      ValueError: a folder that cannot be written (named), or a name that is not a plain folder name.
     """
     path = pathlib.Path(out)
     if name is not None:

@@ -39,8 +39,13 @@ logger = logging.getLogger(__name__)
 class Summary:
     """Outcome of `run_cells`, counted in cells.
 
-    computed: newly finished; skipped: found finished; failed: computed now without success, or earlier and not
-    retried; nonfinite: finished (now or earlier) with a number that is not finite; remaining: not reached.
+    Attributes:
+      computed: newly finished.
+      skipped: found finished.
+      failed: computed now without success, or earlier and not retried.
+      nonfinite: finished (now or earlier) with a number that is not finite.
+      remaining: not reached.
+      interrupted: whether the user stopped the run before every cell was reached.
     """
 
     computed: int
@@ -71,12 +76,24 @@ def run_cells(
 ) -> Summary:
     """Compute every cell that has no finished record in `store`, and write one record for each.
 
-    compute: configuration -> CellResult. With `group_by` (configuration -> key) it is instead a function of the list
-    of configurations that share a key (those still to do, in order of cells) to as many results.
-    schema: rows that do not fit it make the cell `failed`. A cell that raises is `failed`, and the rest go on.
+    A cell that raises is `failed`, and the rest go on. The first interrupt (Ctrl-C, or SIGTERM) lets the running cells
+    finish, the second ends them; either way finished cells are kept and the summary says so.
 
-    The first interrupt (Ctrl-C, or SIGTERM) lets the running cells finish, the second ends them; either way finished
-    cells are kept and the summary says so. Raises OSError if a record cannot be written.
+    Args:
+      cells: what to compute, in order.
+      compute: configuration -> CellResult. With `group_by` it is instead a function of the list of configurations that
+        share a key (those still to do, in order of cells) to as many results.
+      store: where records are.
+      executor: where cells run: `serial`, `Threads(slots)`, or that of a cluster.
+      schema: rows that do not fit it make the cell `failed`; None for any rows.
+      group_by: configuration -> key of the group that is computed together; None for cells one by one.
+      retry_failed: compute again what failed earlier.
+
+    Returns:
+      Summary, in cells.
+
+    Raises:
+      OSError: a record or the manifest cannot be written.
     """
     records = {cell.key: store.load(cell.key) for cell in cells}
     jobs = _jobs(cells, records, retry_failed)
@@ -210,7 +227,15 @@ def _progress(total: int, status: dict[str, str], slots: int) -> Iterator[Callab
 
 
 def list_cells(cells: Sequence[Cell], store: Store) -> str:
-    """What `--dry-run` prints: for each cell its state (done, failed, nonfinite, to do), hash and varying fields."""
+    """What `--dry-run` prints: for each cell its state (done, failed, nonfinite, to do), hash and varying fields.
+
+    Args:
+      cells: the cells of a sweep.
+      store: where their records are, if there are any.
+
+    Returns:
+      One line for each cell, and one of counts.
+    """
     lines = []
     counts: Counter[str] = Counter()
     for cell, fields in zip(cells, varying(cells), strict=True):

@@ -31,6 +31,12 @@ class Column:
     """One column: name, type (bool, int, float or str), one line on its meaning with its unit, part of the key or not.
 
     An empty (None) value is always allowed outside the key: not applicable, or not finite.
+
+    Attributes:
+      name: of the column.
+      type: bool, int, float or str.
+      meaning: one line, with the unit.
+      key: whether it is part of what a row is about.
     """
 
     name: str
@@ -43,7 +49,12 @@ class Column:
 class Schema:
     """Ordered columns of a table and the version of their meaning, raised when a column changes.
 
-    Raises ValueError for a repeated or reserved name, a type that is not a scalar and a missing meaning.
+    Attributes:
+      version: of the columns' meaning.
+      columns: in the order of the table, without `cell` and `status`.
+
+    Raises:
+      ValueError: a repeated or reserved name, a type that is not a scalar, or a missing meaning.
     """
 
     version: int
@@ -68,7 +79,12 @@ class Schema:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows in declared order of columns, `cell` and `status` first; what `write_table` writes and figures read."""
+    """Rows in declared order of columns, `cell` and `status` first; what `write_table` writes and figures read.
+
+    Attributes:
+      columns: all of them, in order.
+      rows: column name -> value, one dict for each row.
+    """
 
     columns: tuple[Column, ...]
     rows: list[dict[str, Any]]
@@ -102,8 +118,17 @@ def _typed(value: Any, column: Column) -> Any:
 def build_table(records: Iterable[Record], schema: Schema, *, mixed: bool = False) -> Table:
     """Table of the finished records, ordered by the key columns; failed cells have no row.
 
-    Raises ValueError if the records were made under different schema or semantics versions, or if two rows have the
-    same key, unless `mixed` is true; and for rows that do not fit the schema.
+    Args:
+      records: such as `store.records(cells)`.
+      schema: the declared columns.
+      mixed: allow records of several versions and rows of the same key.
+
+    Returns:
+      Table with the columns `cell`, `status` and those of the schema.
+
+    Raises:
+      ValueError: records made under different schema or semantics versions or another schema version, or two rows of
+        the same key, unless `mixed` is true; rows that do not fit the schema.
     """
     records = [record for record in records if record.finished]
     if not mixed:
@@ -149,7 +174,15 @@ def csv_text(table: Table) -> str:
 def write_table(path: str | pathlib.Path, table: Table) -> list[pathlib.Path]:
     """Write the table atomically as CSV at `path`, and beside it as Parquet if pyarrow is installed.
 
-    Returns the paths written. Raises OSError naming the file if it cannot be written.
+    Args:
+      path: of the CSV file, in an existing folder.
+      table: what to write.
+
+    Returns:
+      The paths written, first the CSV file.
+
+    Raises:
+      OSError: a file cannot be written; the message names it.
     """
     path = pathlib.Path(path)
     write_atomic(path, csv_text(table).encode())
@@ -172,7 +205,16 @@ def write_table(path: str | pathlib.Path, table: Table) -> list[pathlib.Path]:
 def read_csv(path: str | pathlib.Path, schema: Schema) -> Table:
     """The table in a CSV file written by `write_table`, with declared types.
 
-    Raises ValueError naming the file if its header is not that of the schema or a value does not parse.
+    Args:
+      path: of the CSV file.
+      schema: the declared columns.
+
+    Returns:
+      Table with the columns `cell`, `status` and those of the schema.
+
+    Raises:
+      ValueError: a header that is not that of the schema, or a number that does not parse; the message names the file.
+      OSError: the file cannot be read.
     """
     own = tuple(Column(name, str, meaning) for name, meaning in _OWN.items())
     return read_columns(path, own + schema.columns)
