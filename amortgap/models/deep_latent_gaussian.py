@@ -69,7 +69,7 @@ class DeepLatentGaussian:
 
         Raises:
           ValueError: bad sizes, an unknown likelihood, no flax module, one that cannot be run on z, that changes its
-            own state (dropout, batch norm in training mode) or whose output for one z has other than `data_dim` entries.
+            own state (dropout, batch norm in training mode) or whose output for one z is not `data_dim` entries.
         """
         check_count("latent_dim", latent_dim)
         check_count("data_dim", data_dim)
