@@ -56,7 +56,7 @@ class Compute:
             return [_joint(study) for study in studies]
         results = train_and_measure(studies, self._references.model(first), self._references.of(first))
         # The program of a group serves no other; all kept, they would double the memory of a worker.
-        _train.clear_cache()
+        _train.clear_cache()  # pyright: ignore[reportAttributeAccessIssue] (jax's stub omits it)
         return results
 
 
