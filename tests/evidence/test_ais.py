@@ -39,7 +39,10 @@ def test_sandwich_holds_in_expectation_and_its_weights_are_unbiased(factor_analy
 
 
 def test_reverse_chains_on_real_data_are_labelled_heuristic(factor_analysis, simulated, optima, key):
-    """From the mean field optimum the path is short, so both sides must agree with the exact value within error."""
+    """From the mean field optimum the path is short, so both sides must agree with the exact value within error.
+
+    The posterior is wider than q: with fewer temperatures the weights' tails are too heavy for their standard errors.
+    """
     found = bidirectional(
         key,
         simulated.xs[0],
@@ -47,8 +50,8 @@ def test_reverse_chains_on_real_data_are_labelled_heuristic(factor_analysis, sim
         family=ag.families.MeanFieldNormal(2),
         phi=optima[0],
         start="q",
-        num_temperatures=10,
-        num_chains=100,
+        num_temperatures=40,
+        num_chains=200,
         num_leapfrog=3,
         num_warmup=20,
     )
