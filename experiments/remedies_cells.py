@@ -221,7 +221,16 @@ def bound_of(study: Study, fixed: Fixed, trained: Trained, local: ag.LocalFit) -
         phis = _refined(key, phis, fixed.rows, model, family, study.steps)
         cost = study.steps * REFINE["num_samples"]
     found = values_at(study, fixed, family, phis)
-    return found.elbo[:, 0], found.standard_error[:, 0], cost
+    return resolved(found.elbo[:, 0]), found.standard_error[:, 0], cost
+
+
+# From here on neighbouring numbers of 32 bits are more than a nat apart: such an ELBO may be rounding alone.
+_UNRESOLVED = 2.0**24
+
+
+def resolved(bound: Any) -> Any:
+    """Return the bounds of all data, NaN where 32 bits cannot hold them to a nat, as after an encoder has diverged."""
+    return jnp.where(jnp.abs(bound) < _UNRESOLVED, bound, jnp.nan)
 
 
 def _mean(values: Any) -> tuple[float, float]:
@@ -232,7 +241,7 @@ def _mean(values: Any) -> tuple[float, float]:
 def measure(study: Study, fixed: Fixed, trained: Trained, base: Any, local: ag.LocalFit) -> list[dict[str, Any]]:
     """Return the rows of one cell, one a split."""
     bound, error, cost = bound_of(study, fixed, trained, local)
-    best = values_at(study, fixed, trained.family, local.phi).elbo[:, 0]
+    best = resolved(values_at(study, fixed, trained.family, local.phi).elbo[:, 0])
     log_evidence, evidence_error = fixed.evidence.log_evidence, fixed.evidence.standard_error
     rows = []
     for split, part in (("train", slice(0, fixed.num_train)), ("test", slice(fixed.num_train, None))):

@@ -1,6 +1,7 @@
 """The comparison of remedies as a user runs it: the smoke preset, a second run, its figure, and wrong calls."""
 
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -102,3 +103,10 @@ def test_wrong_calls_are_refused_with_a_reason(tmp_path):
     unknown = run("--preset", "smoke", "--remedies", "magic")
     assert unknown.returncode == 2
     assert "remedies must be among baseline" in unknown.stderr and "magic" in unknown.stderr
+
+
+def test_elbo_beyond_32_bits_is_no_number(monkeypatch):
+    # An encoder that diverged had ELBOs of +7e15 nats, rounding alone, and so the best gap of all.
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    resolved = importlib.import_module("remedies_cells").resolved
+    np.testing.assert_array_equal(resolved(np.float32([-90.0, -1e6, 7e15, -7e15])), [-90.0, -1e6, np.nan, np.nan])
