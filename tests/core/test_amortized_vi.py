@@ -1,11 +1,14 @@
 """Amortized VI against the closed-form capacity ladder of factor analysis, and the promises of the training loop."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import amortgap as ag
+from amortgap.inference import rounds
 from amortgap.inference.annealing import Annealed
 
 MODEL = ag.models.FactorAnalysis(
@@ -273,3 +276,41 @@ def test_warming_up_the_entropy_narrows_q_at_first(key):
     assert scales[0] < scales[1] - 0.1
     with pytest.raises(ValueError, match="entropy_warmup must be a whole number, between 0 and 40, got 41"):
         ag.train_vae(key, XS, entropy_warmup=41, **given)
+
+
+def test_every_round_trains_on_new_noise_and_is_evaluated_on_the_same(key):
+    """At a rate of zero nothing moves: what changes from round to round is the noise alone."""
+    encoder = ag.encoders.constant(key, 3, MEAN_FIELD)
+    settings = {"num_steps": 4, "num_evaluations": 4, "batch_size": 1, "learning_rate": 1e-30}
+    trace = ag.amortized_vi(key, XS[:1], model=MODEL, family=MEAN_FIELD, encoder=encoder, **settings).trace
+    np.testing.assert_array_equal(trace.elbo, trace.elbo[0])
+    assert len(set(np.asarray(trace.batch_elbo).tolist())) == 4
+
+
+def test_entropy_is_warmed_up_once_not_once_a_round(key):
+    """Far off the optimum at a rate of zero: the entropy's weight is 0, 1/4, 2/4, 3/4 in four rounds of one step."""
+    family = ag.families.MeanFieldNormal(2)
+    encoder = ag.encoders.constant(key, 3, family)
+    # Scales of exp(-20): no noise is left, and the entropy is -40 nats and a constant.
+    encoder = dataclasses.replace(encoder, phi=jnp.array([0.3, -0.2, -20.0, -20.0]))
+    settings = {
+        "num_steps": 4,
+        "num_evaluations": 4,
+        "batch_size": 1,
+        "learning_rate": 1e-30,
+        "estimator": "analytic_entropy",
+    }
+    model = ag.models.deep_latent_gaussian(key, latent_dim=2, data_dim=3, width=2, depth=1)
+    batch = ag.train_vae(
+        key, (XS[:1] > 0) * 1.0, model=model, family=family, encoder=encoder, entropy_warmup=4, **settings
+    ).trace.batch_elbo
+    entropy = -40 + 2 * 0.5 * np.log(2 * np.pi * np.e)
+    np.testing.assert_allclose(np.diff(batch), entropy / 4, rtol=1e-3)
+
+
+def test_change_over_the_second_half_has_the_error_of_a_mean():
+    half, last = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([1.5, 2.0, 5.0, 8.5])
+    state = rounds.start(jnp.zeros(1), (), 4)._replace(half_values=half, last_values=last)
+    fit = rounds.fitted(state, ag.inference.Trace(*jnp.zeros((3, 2))), encoder=None, model=None)
+    want = np.std([0.5, 0, 1, 0.5], ddof=1) / 2
+    np.testing.assert_allclose([fit.change, fit.change_standard_error], [0.5, want], rtol=1e-6)

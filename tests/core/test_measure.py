@@ -11,6 +11,7 @@ from scipy.stats import chi2
 
 import amortgap as ag
 from amortgap.gaps import estimate, generalization, paired_difference
+from amortgap.objectives import elbo_draws
 
 MODEL = ag.models.FactorAnalysis(
     loadings=jnp.array([[1.0, 0.9], [0.6, 1.2], [0.8, -0.5]]),
@@ -178,3 +179,59 @@ def test_arithmetic_of_estimates():
     np.testing.assert_allclose(worse.mean, 1.0, rtol=1e-6)
     variances = np.var([2.0, 0, 10], ddof=1) / 3 + np.var([1.0, 2, 6], ddof=1) / 3
     np.testing.assert_allclose(worse.data_standard_error, variances**0.5, rtol=1e-6)
+
+
+def test_moments_of_blocks_are_those_of_all_draws_together(key):
+    """Blocks of two draws: most of the variance is between blocks, which a sum within them would miss."""
+    phis = jnp.stack([OPTIMUM[:1], SHIFTED[:1]], axis=1)
+    found = ag.evaluate_bounds(key, phis, XS[:1], model=MODEL, family=FAMILY, num_samples=40, block_size=2)
+
+    def draws(phi):
+        keys = [jax.random.fold_in(jax.random.fold_in(key, 0), block) for block in range(20)]
+        settings = {"model": MODEL, "family": FAMILY, "num_samples": 2, "estimator": "total"}
+        return np.concatenate([elbo_draws(k, phi, XS[0], **settings) for k in keys]).astype(float)
+
+    local, shifted = draws(OPTIMUM[0]), draws(SHIFTED[0])
+    scale = 40**0.5
+    np.testing.assert_allclose(found.elbo[0], [local.mean(), shifted.mean()], rtol=1e-5)
+    np.testing.assert_allclose(
+        found.standard_error[0], [local.std(ddof=1) / scale, shifted.std(ddof=1) / scale], rtol=1e-3
+    )
+    np.testing.assert_allclose(found.paired_standard_error[0, 1], (local - shifted).std(ddof=1) / scale, rtol=1e-3)
+
+
+def test_errors_of_evidence_enter_its_two_gaps_and_the_bounds_only_where_they_are_proven(gaps):
+    errors = jnp.linspace(0.1, 0.6, 6)
+    rough = dataclasses.replace(gaps, log_evidence_standard_error=errors, evidence_bias="numerical")
+    rows = rough.estimates()
+    for name, own in (
+        ("approximation", gaps.elbo_local_standard_error),
+        ("inference", gaps.elbo_amortized_standard_error),
+    ):
+        want = np.sqrt(np.sum(np.asarray(errors) ** 2 + np.asarray(own) ** 2)) / 6
+        np.testing.assert_allclose(rows[name].monte_carlo_standard_error, want, rtol=1e-4)
+    np.testing.assert_array_equal(rows["amortization"], gaps.estimates()["amortization"])
+    for bias, proven in (("numerical", False), ("none", True)):
+        ends = dataclasses.replace(rough, evidence_bias=bias).bounds()["inference"]
+        assert [end.proven for end in ends] == [proven, proven]
+
+
+def test_each_end_of_a_sandwich_keeps_its_own_error():
+    zeros = jnp.zeros(6)
+    sandwich = ag.evidence.Sandwich(
+        lower=zeros - 9, upper=zeros, lower_standard_error=zeros + 0.1, upper_standard_error=zeros + 0.4,
+        acceptance=zeros, proven=True, method="made up",
+    )  # fmt: skip
+    gaps = ag.inference_gaps(
+        jax.random.key(1), XS, model=MODEL, family=FAMILY, encoder=ENCODER, local=local_fit(OPTIMUM), evidence=sandwich,
+        num_samples=20,
+    )  # fmt: skip
+    lower, upper = gaps.bounds()["log_evidence"]
+    np.testing.assert_allclose([lower.standard_error[0], upper.standard_error[0]], [0.1, 0.4])
+
+
+def test_generalization_gap_divides_each_variance_by_its_own_number_of_data():
+    train, test = jnp.array([1.0, 2.0, 4.0, 9.0, 3.0]), jnp.array([2.0, 7.0])
+    found = generalization(train, test)
+    want = np.sqrt(np.var(train, ddof=1) / 5 + np.var(test, ddof=1) / 2)
+    np.testing.assert_allclose([found.mean, found.data_standard_error], [4.5 - 3.8, want], rtol=1e-5)

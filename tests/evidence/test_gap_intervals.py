@@ -76,7 +76,7 @@ def test_excess_equals_a_grid_search_over_the_same_noise(key):
     model = ag.models.PoissonGamma(shape=jnp.array(1.5), rate=jnp.array(0.7))
     family = ag.families.MeanFieldNormal(1)
     x, phi = jnp.array([3.0]), jnp.array([0.6, -0.6])
-    found, _ = optimum_excess(key, phi, x, model=model, family=family, num_samples=16, num_replicates=2)
+    found, error = optimum_excess(key, phi, x, model=model, family=family, num_samples=16, num_replicates=2)
     best = []
     for replicate in jax.random.split(key, 2):
         half = jax.random.normal(replicate, (8, 1))
@@ -92,6 +92,7 @@ def test_excess_equals_a_grid_search_over_the_same_noise(key):
         grid = jnp.stack(jnp.meshgrid(jnp.linspace(0, 1.6, 161), jnp.linspace(-2, 0.5, 251)), -1).reshape(-1, 2)
         best.append(float(jnp.max(jax.lax.map(objective, grid, batch_size=2000)) - objective(phi)))
     np.testing.assert_allclose(found, np.mean(best), atol=2e-4)
+    np.testing.assert_allclose(error, np.std(best, ddof=1) / 2**0.5, atol=2e-4)
 
 
 def test_only_concave_models_with_normal_families_are_proven(factor_analysis, mixture):

@@ -31,6 +31,16 @@ def test_poisson_gamma_from_the_standard_normal(key):
     np.testing.assert_allclose(found.log_evidence, jax.vmap(model.log_evidence)(xs), atol=2e-5)
 
 
+def test_error_of_too_few_nodes_is_stated(key):
+    """The difference to the coarser rule is of the size of the error itself, which is not small here."""
+    model = ag.models.PoissonGamma(shape=jnp.array(1.5), rate=jnp.array(0.7))
+    xs = jnp.array([[0.0], [1.0], [2.0]])
+    found = ag.evidence_of_data(key, xs, model=model, method="quadrature", num_nodes=4, num_refinements=6)
+    error = jnp.abs(found.log_evidence - jax.vmap(model.log_evidence)(xs))
+    assert jnp.all(error > 1e-4)
+    assert jnp.all(error < 3 * found.standard_error)
+
+
 def test_two_modes_from_a_fit_of_one_of_them(mixture, key):
     family = ag.families.MeanFieldNormal(1)
     x = jnp.array([-0.3])

@@ -144,3 +144,14 @@ def test_branch_moves_the_mean_and_nothing_else(x64):
     np.testing.assert_allclose(branch.given(theta, w), jnp.concatenate([w[:2] + slopes @ theta, w[2:4]]))
     np.testing.assert_allclose(branch.given(theta, branch.standard()), base.standard())
     assert constant_factors(branch).source.shape == (10,)
+
+
+@pytest.mark.parametrize("expectation", [CUBATURE, Expectation("quadrature", 4)])
+def test_nodes_have_the_mean_and_the_covariance_of_q(key, expectation):
+    family = ag.families.FullRankNormal(3)
+    phi = jax.random.normal(key, (family.size,))
+    points, weights = map(np.asarray, nodes(phi, family=family, expectation=expectation))
+    mean, root = map(np.asarray, family.moments(phi))
+    np.testing.assert_allclose(weights @ points, mean, atol=1e-5)
+    covariance = (points - mean).T @ (weights[:, None] * (points - mean))
+    np.testing.assert_allclose(covariance, root @ root.T, rtol=1e-4, atol=1e-5)
