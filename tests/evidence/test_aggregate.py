@@ -111,6 +111,16 @@ def test_with_exact_posteriors_the_mixture_nears_the_prior_as_one_over_n(key):
         assert error < 0.3 * limit
 
 
+def test_error_over_draws_is_the_spread_over_keys(factor_analysis, simulated, exact, key):
+    family, phis = exact
+    mixture = ag.aggregate_posterior(simulated.xs[:10], family=family, phi=phis[:10])
+    found = jax.vmap(lambda k: mixture.rate_split(k, model=factor_analysis, num_samples=20))(jax.random.split(key, 300))
+    for part in found:
+        # The spread of 300 values is known to 4 %.
+        ratio = jnp.std(part.mean, ddof=1) / jnp.mean(part.monte_carlo_standard_error)
+        assert 0.8 < ratio < 1.25
+
+
 def test_encoder_and_phi_give_the_same_mixture(factor_analysis, simulated, exact):
     family, phis = exact
     root = jnp.linalg.cholesky(jnp.linalg.inv(factor_analysis.posterior_precision()))

@@ -12,6 +12,7 @@ from scipy import stats
 import amortgap as ag
 from amortgap.evidence import UnreliableEvidence, ais, bidirectional, linear_temperatures, sigmoid_temperatures
 from amortgap.evidence.ais import make_settings, pilot_repeats, plan
+from amortgap.evidence.bidirectional import _long_run
 from amortgap.evidence.hmc import make_path, place, transition
 
 
@@ -324,3 +325,22 @@ def test_matches_blackjax_and_quadrature_on_a_nonlinear_decoder(key):
     their_error = weights.std(ddof=1) / 400**0.5
     assert abs(float(ours.log_evidence - theirs)) < 4 * np.hypot(float(ours.standard_error), their_error)
     assert abs(float(ours.log_evidence) - truth) < 4 * float(ours.standard_error)
+
+
+def test_reverse_chains_start_where_the_weights_are_and_warm_up_to_the_posterior(key):
+    """The posterior is N(1, 1/2); chains of the middle of the path would have a variance of 2/3."""
+    model = ag.models.FactorAnalysis(loadings=jnp.ones((1, 1)), mean=jnp.zeros(1), noise_variance=jnp.ones(1))
+    x, chains = jnp.array([2.0]), 400
+    settings, betas = make_settings(
+        temperatures=None, schedule="linear", num_temperatures=3, num_chains=chains, num_leapfrog=3, num_pilots=4,
+        step_size=None,
+    )  # fmt: skip
+    path = make_path(model, x, start="prior", family=None, phi=None)
+    fixed = plan(key, path, betas, settings)
+    ends = jnp.linspace(-4, 4, chains)[:, None]
+    only = jnp.where(jnp.arange(chains) == 7, 0.0, -jnp.inf)
+    starts = _long_run(key, path, fixed, only, ends, settings, 0)
+    np.testing.assert_array_equal(starts, jnp.broadcast_to(ends[7], starts.shape))
+    warm = np.asarray(_long_run(key, path, fixed, jnp.zeros(chains), ends, settings, 60))
+    assert abs(warm.mean() - 1) < 4 * (0.5 / chains) ** 0.5
+    assert abs(warm.var() / 0.5 - 1) < 4 * (2 / chains) ** 0.5

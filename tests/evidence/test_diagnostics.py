@@ -49,6 +49,7 @@ def test_coverage_of_a_narrow_posterior_is_the_closed_form(factor_analysis, many
     )
     share, error = found.coverage([0.5, 0.9])
     truth = 1 - (1 - np.array([0.5, 0.9])) ** 0.25
+    np.testing.assert_allclose(error, np.sqrt(share * (1 - share) / 2000))
     assert np.all(np.abs(share - truth) < 4 * error)
     counts = found.histogram(20)
     assert np.all(counts[:, [0, -1]] > 2 * 100) and np.all(found.uniformity() < 1e-6)

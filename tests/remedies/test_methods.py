@@ -31,6 +31,19 @@ def test_refinement_starts_at_the_encoder_and_its_gap_falls_with_every_step(opti
         assert gaps[0] > 0.05 and int(found.num_bad) == 0
 
 
+def test_one_natural_step_is_newtons_times_the_rate():
+    """Means move by rate s^2 Lambda (mu - m) towards a normal posterior, log scales by rate (1 - Lambda_ii s^2) / 2."""
+    phi = jnp.array([0.4, -0.3, -0.2, 0.5])
+    moved = I.refine(
+        KEY, phi, XS[0], **SETTINGS, num_steps=1, num_samples=0, learning_rate=0.2, optimizer="natural"
+    ).phi
+    precision = FA.posterior_precision()
+    variance = jnp.exp(2 * phi[2:])
+    mean = phi[:2] + 0.2 * variance * (precision @ (FA.posterior_mean(XS[0]) - phi[:2]))
+    log_scale = phi[2:] + 0.2 * 0.5 * (1 - jnp.diag(precision) * variance)
+    np.testing.assert_allclose(moved, jnp.concatenate([mean, log_scale]), rtol=1e-4, atol=1e-5)
+
+
 def test_natural_refinement_reaches_the_closed_form():
     x = XS[0]
     found = I.refine(
