@@ -25,10 +25,10 @@ from amortgap.runtime import prepare_compiler
 
 prepare_compiler(one_core=True)
 
-import capacity_cells
-import capacity_references
-from capacity_figure import derive
-from capacity_study import SCHEMA, Study
+from studies.capacity import cells as capacity_cells
+from studies.capacity import references as capacity_references
+from studies.capacity.figure import derive
+from studies.capacity.study import SCHEMA, Study
 
 from amortgap.sweep import grid, make_cells
 from amortgap.sweep.config import parse_args

@@ -29,7 +29,7 @@ prepare_compiler(one_core=True)
 import jax
 import jax.numpy as jnp
 import numpy as np
-from certificate_figure import BY_ADAM, SCHEMA, TOLERANCE, derive, verdicts
+from studies.certificate.figure import BY_ADAM, SCHEMA, TOLERANCE, derive, verdicts
 
 import amortgap as ag
 from amortgap.sweep import CellResult, make_cells, read_csv

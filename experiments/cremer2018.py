@@ -32,11 +32,11 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler(one_core=True)
 
 import numpy as np
-from cremer2018_claims import CLAIMS
-from cremer2018_figure import derive, images_file
-from cremer2018_models import data_set
-from cremer2018_parts import PARTS, PICTURED_IMAGES, cells_of
-from cremer2018_study import DATA, IMAGES, PER_IMAGE, PICTURE, PICTURED, SCHEMA, Cell, Study
+from studies.cremer2018.claims import CLAIMS
+from studies.cremer2018.figure import derive, images_file
+from studies.cremer2018.models import data_set
+from studies.cremer2018.parts import PARTS, PICTURED_IMAGES, cells_of
+from studies.cremer2018.study import DATA, IMAGES, PER_IMAGE, PICTURE, PICTURED, SCHEMA, Cell, Study
 
 import amortgap as ag
 from amortgap.sweep import CellResult, make_cells, open_store

@@ -29,10 +29,10 @@ from amortgap.runtime import prepare_compiler
 
 prepare_compiler()
 
-from evidence_coverage import coverage
-from evidence_figure import derive
-from evidence_parts import bound_against_draws, make_case, methods, sandwich_ladder
-from evidence_study import SCHEMA, Study, models
+from studies.evidence.coverage import coverage
+from studies.evidence.figure import derive
+from studies.evidence.parts import bound_against_draws, make_case, methods, sandwich_ladder
+from studies.evidence.study import SCHEMA, Study, models
 
 from amortgap.sweep import CellResult, make_cells, read_csv
 from amortgap.sweep.config import parse_args

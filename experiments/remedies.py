@@ -26,10 +26,10 @@ from amortgap.runtime import prepare_compiler
 
 prepare_compiler(one_core=True)
 
-import remedies_cells
-from remedies_figure import derive
-from remedies_methods import REMEDIES
-from remedies_study import SCHEMA, Study
+from studies.remedies import cells as remedies_cells
+from studies.remedies.figure import derive
+from studies.remedies.methods import REMEDIES
+from studies.remedies.study import SCHEMA, Study
 
 from amortgap.sweep import make_cells
 from amortgap.sweep.config import parse_args

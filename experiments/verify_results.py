@@ -31,18 +31,18 @@ from amortgap.runtime import prepare_compiler
 
 prepare_compiler(one_core=True)
 
-import capacity_figure
-import certificate_figure
-import cremer2018_figure
-import evidence_figure
 import local_vi_figure
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import remedies_figure
-import when_and_why_figure
 from PIL import Image
 from readme_facts import Tables, facts
+from studies.capacity import figure as capacity_figure
+from studies.certificate import figure as certificate_figure
+from studies.cremer2018 import figure as cremer2018_figure
+from studies.evidence import figure as evidence_figure
+from studies.remedies import figure as remedies_figure
+from studies.when_and_why import figure as when_and_why_figure
 
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.sidecar import write_json

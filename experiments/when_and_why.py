@@ -32,15 +32,15 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler(one_core=True)
 
 import jax
-import when_and_why_nonlinear
-import when_and_why_saw
-from when_and_why_claims import claims
-from when_and_why_exact import counter_examples, linear, regression, window
-from when_and_why_figure import derive
-from when_and_why_image import image
-from when_and_why_nonlinear import noise, nonlinear, nonlinear_optima
-from when_and_why_saw import saw, saw_exact
-from when_and_why_study import SCHEMA, Cell, Study
+from studies.when_and_why import nonlinear as when_and_why_nonlinear
+from studies.when_and_why import saw as when_and_why_saw
+from studies.when_and_why.claims import claims
+from studies.when_and_why.exact import counter_examples, linear, regression, window
+from studies.when_and_why.figure import derive
+from studies.when_and_why.image import image
+from studies.when_and_why.nonlinear import noise, nonlinear, nonlinear_optima
+from studies.when_and_why.saw import saw, saw_exact
+from studies.when_and_why.study import SCHEMA, Cell, Study
 
 from amortgap.sweep import CellResult, make_cells, read_csv
 from amortgap.sweep.config import parse_args

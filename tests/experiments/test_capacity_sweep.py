@@ -77,8 +77,8 @@ def test_figure_drawn_anew_is_vouched_for_by_the_sidecar_of_the_computation(swee
 
 def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import capacity_cells
-    from capacity_study import Study
+    from studies.capacity import cells as capacity_cells
+    from studies.capacity.study import Study
 
     from amortgap.inference.amortized_fit import Trace
     from amortgap.sweep import make_cells, open_store, run_cells
@@ -108,8 +108,8 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
 
 def test_figure_shows_what_the_table_says(sweep, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import capacity_figure
-    from capacity_study import SCHEMA
+    from studies.capacity import figure as capacity_figure
+    from studies.capacity.study import SCHEMA
 
     from amortgap.sweep import read_csv
 

@@ -85,7 +85,7 @@ def test_a_certificate_that_is_off_is_missed(check):
 
 
 def test_the_figure_shows_what_the_table_says(check):
-    from certificate_figure import certificate_figure
+    from studies.certificate.figure import certificate_figure
 
     row = {"model": "m", "steps": 3, "datum": 0, "true": 0.1, "estimated": 0.12, "standard_error": 0.01}
     figure = certificate_figure([row | {"converged": False}, row | {"estimated": None, "converged": False}])

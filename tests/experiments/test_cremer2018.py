@@ -36,7 +36,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_recalled_gaps_are_differences_of_recalled_bounds():
-    from cremer2018_published import RECALLED
+    from studies.cremer2018.published import RECALLED
 
     for (_, _, model), (evidence, flow, normal, encoder, approximation, amortization, inference) in RECALLED.items():
         own = flow if model == "AF" else normal
@@ -46,7 +46,7 @@ def test_recalled_gaps_are_differences_of_recalled_bounds():
 
 
 def test_published_estimators_end_near_the_optimum_and_copies_report_below_it():
-    from cremer2018_estimators import published_ffg
+    from studies.cremer2018.estimators import published_ffg
 
     # Mean field on a correlated posterior that lies near the start of these optimisations.
     model = ag.models.FactorAnalysis(
@@ -69,8 +69,8 @@ def test_published_estimators_end_near_the_optimum_and_copies_report_below_it():
 
 
 def test_best_evidence_is_one_estimate_for_all_images():
-    from cremer2018_bounds import best_evidence, gaps
-    from cremer2018_study import AIS, ENCODER, FFG, IWAE
+    from studies.cremer2018.bounds import best_evidence, gaps
+    from studies.cremer2018.study import AIS, ENCODER, FFG, IWAE
 
     importance, annealed = np.array([-3.0, -1.0, -2.0]), np.array([-2.0, -1.5, np.nan])
     np.testing.assert_array_equal(best_evidence({IWAE: importance, AIS: annealed}), [-2.0, -1.5, -2.0])
@@ -83,7 +83,7 @@ def test_best_evidence_is_one_estimate_for_all_images():
 
 
 def image_rows(experiment: str, model: str, approximation: float, amortization: float, *, step=10, variant="", of="AF"):
-    from cremer2018_study import PER_IMAGE
+    from studies.cremer2018.study import PER_IMAGE
 
     rng = np.random.default_rng(0)
     rows = []
@@ -98,7 +98,7 @@ def image_rows(experiment: str, model: str, approximation: float, amortization: 
 
 
 def test_claims_follow_the_numbers_and_say_what_is_missing():
-    from cremer2018_claims import claims
+    from studies.cremer2018.claims import claims
 
     rows = image_rows("inference-gaps", "FFG", 1.0, 3.0) + image_rows("inference-gaps", "AF", 1.0, 0.2)
     rows += image_rows("larger-encoder", "FFG", 1.0, 3.5)
@@ -121,8 +121,8 @@ def test_claims_follow_the_numbers_and_say_what_is_missing():
 
 
 def test_trained_models_are_kept_and_refused_when_they_do_not_fit(tmp_path):
-    from cremer2018_models import main_training, trained
-    from cremer2018_study import Study
+    from studies.cremer2018.models import main_training, trained
+    from studies.cremer2018.study import Study
 
     study = Study(train_count=40, latent_dim=2, width=4, train_steps=8, flow_width=3, flow_context=1)
     training = main_training(study, "digits", "FFG", warmup_steps=2)

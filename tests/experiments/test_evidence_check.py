@@ -100,8 +100,8 @@ def test_committed_results_hold_every_requirement_that_was_asked():
 
 
 def test_grid_evidence_is_the_closed_form_of_factor_analysis():
-    from evidence_parts import grid_evidence
-    from evidence_study import factor_analysis
+    from studies.evidence.parts import grid_evidence
+    from studies.evidence.study import factor_analysis
 
     model = factor_analysis(0, 2)
     xs = ag.diagnostics.simulate(jax.random.key(3), model=model, num_data=5).xs
@@ -110,7 +110,7 @@ def test_grid_evidence_is_the_closed_form_of_factor_analysis():
 
 def test_true_gaps_of_the_coverage_are_the_divergences():
     """Against `KL(q || p(z | x))` by sums over the posterior on a fine grid."""
-    import evidence_coverage
+    from studies.evidence import coverage as evidence_coverage
 
     _, model, family, encoder, truth, population = evidence_coverage._poisson_gamma_case()
     z = jnp.linspace(-9.0, 5.0, 20_001)[:, None]
@@ -129,7 +129,7 @@ def test_true_gaps_of_the_coverage_are_the_divergences():
 
 
 def test_requirements_compare_with_both_ends():
-    from evidence_study import row
+    from studies.evidence.study import row
 
     assert row("p", "m", "a", "q", 1.0)["met"] is None
     assert row("p", "m", "a", "q", 1.0, low=0.5, high=1.5)["met"] is True
@@ -139,8 +139,8 @@ def test_requirements_compare_with_both_ends():
 
 
 def test_figure_shows_what_the_table_says():
-    from evidence_figure import evidence_figure
-    from evidence_study import row
+    from studies.evidence.figure import evidence_figure
+    from studies.evidence.study import row
 
     rows = [
         row("methods", "mixture prior", "importance, optimum", "mean minus exact, nats", -0.02, 0.01),

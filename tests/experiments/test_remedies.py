@@ -65,7 +65,7 @@ def test_second_run_computes_nothing_and_sidecar_says_how(comparison):
 
 def test_front_holds_what_nothing_beats(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    from remedies_figure import front
+    from studies.remedies.figure import front
 
     def row(name, gap, parameters=1, training=1, at_test=0):
         costs = {"parameters": parameters, "training_evaluations": training, "test_evaluations": at_test}
@@ -79,8 +79,8 @@ def test_front_holds_what_nothing_beats(monkeypatch):
 
 def test_figure_shows_what_the_table_says(comparison, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import remedies_figure
-    from remedies_study import SCHEMA
+    from studies.remedies import figure as remedies_figure
+    from studies.remedies.study import SCHEMA
 
     from amortgap.sweep import read_csv
 
@@ -108,5 +108,5 @@ def test_wrong_calls_are_refused_with_a_reason(tmp_path):
 def test_elbo_beyond_32_bits_is_no_number(monkeypatch):
     # An encoder that diverged had ELBOs of +7e15 nats, rounding alone, and so the best gap of all.
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    resolved = importlib.import_module("remedies_cells").resolved
+    resolved = importlib.import_module("studies.remedies.cells").resolved
     np.testing.assert_array_equal(resolved(np.float32([-90.0, -1e6, 7e15, -7e15])), [-90.0, -1e6, np.nan, np.nan])

@@ -33,7 +33,7 @@ def rows_in(path):
 
 
 def test_published_data_are_drawn_again_bit_by_bit():
-    from when_and_why_data import Normals, nonlinear_data, saw_data
+    from studies.when_and_why.data import Normals, nonlinear_data, saw_data
 
     x = nonlinear_data()
     assert x.shape == (10_000, 1)
@@ -49,8 +49,8 @@ def test_published_data_are_drawn_again_bit_by_bit():
 
 
 def test_counter_examples_and_published_loss():
-    from when_and_why_exact import counter_examples
-    from when_and_why_study import Study, at_most, published_loss, row
+    from studies.when_and_why.exact import counter_examples
+    from studies.when_and_why.study import Study, at_most, published_loss, row
 
     rows = counter_examples(Study())
     assert len(rows) == 8 and all(found["met"] for found in rows)
@@ -61,8 +61,8 @@ def test_counter_examples_and_published_loss():
 
 
 def test_saw_series_reaches_its_exact_values(x64):
-    from when_and_why_saw import saw_exact
-    from when_and_why_study import Study
+    from studies.when_and_why.saw import saw_exact
+    from studies.when_and_why.study import Study
 
     rows = saw_exact(Study())
     assert len(rows) == 10
@@ -70,8 +70,8 @@ def test_saw_series_reaches_its_exact_values(x64):
 
 
 def test_claims_follow_the_rows():
-    from when_and_why_claims import claims
-    from when_and_why_study import row
+    from studies.when_and_why.claims import claims
+    from studies.when_and_why.study import row
 
     rows = [
         row("linear", "A-VI", "gap, nats", gap, num_data=n, size=degree)
@@ -88,8 +88,8 @@ def test_claims_follow_the_rows():
 
 
 def test_figures_show_gaps_dead_seeds_and_paths():
-    from when_and_why_figure import paths_figure, results_figure
-    from when_and_why_study import row
+    from studies.when_and_why.figure import paths_figure, results_figure
+    from studies.when_and_why.study import row
 
     where = {"part": "nonlinear", "method": "A-VI, published", "num_data": 9, "size": 4}
     rows = [

@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from capacity_study import Study
 from safetensors import safe_open
 from safetensors.numpy import save
 
 import amortgap as ag
 from amortgap.data import DataSet, load_digits
 from amortgap.sweep.files import locked, write_atomic
+from studies.capacity.study import Study
 
 
 def make_family(name: str, latent_dim: int) -> Any:

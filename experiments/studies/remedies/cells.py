@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from remedies_methods import REFINE, REMEDIES, Problem, Trained
-from remedies_study import Study
 
 import amortgap as ag
 from amortgap.sweep import CellResult
+from studies.remedies.methods import REFINE, REMEDIES, Problem, Trained
+from studies.remedies.study import Study
 
 _SHARED = (
     "data",

@@ -8,12 +8,12 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from when_and_why_exact import Rows
-from when_and_why_study import Study, row
 
 import amortgap as ag
 from amortgap.expectations import Expectation
 from amortgap.inference import amortized_factors, constant_factors, free_factors, global_local_vi, whole_elbo
+from studies.when_and_why.exact import Rows
+from studies.when_and_why.study import Study, row
 
 
 def _images(study: Study) -> jax.Array:

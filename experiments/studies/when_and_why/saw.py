@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from when_and_why_data import saw_data
-from when_and_why_exact import EXACT, NORMAL, SCALAR, Rows, lbfgs
-from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
 import amortgap as ag
 from amortgap.inference import amortized_factors, constant_factors, factorized_optimum, free_factors, global_local_vi
+from studies.when_and_why.data import saw_data
+from studies.when_and_why.exact import EXACT, NORMAL, SCALAR, Rows, lbfgs
+from studies.when_and_why.study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
 
 def _saw() -> tuple[Any, Any]:

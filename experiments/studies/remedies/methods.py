@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from remedies_study import Study
 
 import amortgap as ag
 from amortgap import inference
+from studies.remedies.study import Study
 
 # Steps at test time of remedies that take some, and settings of those steps: natural gradients on two pairs of draws.
 REFINE: dict[str, Any] = {"learning_rate": 0.3, "num_samples": 4, "optimizer": "natural"}

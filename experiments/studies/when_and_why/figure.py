@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from when_and_why_claims import CLAIMS, claims
-from when_and_why_study import SCHEMA
 
 from amortgap.figures import save, style, zero_line
 from amortgap.sweep import read_csv
 from amortgap.sweep.files import write_atomic
 from amortgap.sweep.table import Table, csv_text
+from studies.when_and_why.claims import CLAIMS, claims
+from studies.when_and_why.study import SCHEMA
 
 COLOURS = {"A-VI, default": "#0072B2", "A-VI, published": "#D55E00"}
 NAMES = {"A-VI, default": "tanh, Adam and L-BFGS", "A-VI, published": "ReLU, constant Adam"}

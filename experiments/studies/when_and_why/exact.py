@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from when_and_why_data import linear_data
-from when_and_why_study import Study, at_most, row
 
 import amortgap as ag
 from amortgap.expectations import CUBATURE
@@ -22,6 +20,8 @@ from amortgap.inference import (
     global_local_vi,
 )
 from amortgap.models import windows
+from studies.when_and_why.data import linear_data
+from studies.when_and_why.study import Study, at_most, row
 
 NORMAL = ag.families.MeanFieldNormal(1)
 SCALAR: dict[str, Any] = {"global_family": NORMAL, "family": NORMAL}

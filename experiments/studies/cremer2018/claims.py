@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from cremer2018_bounds import best_evidence, gaps
-from cremer2018_parts import TABLES
-from cremer2018_published import ROWS, published
-from cremer2018_study import AIS, PER_IMAGE
 
 from amortgap.sweep import Column
+from studies.cremer2018.bounds import best_evidence, gaps
+from studies.cremer2018.parts import TABLES
+from studies.cremer2018.published import ROWS, published
+from studies.cremer2018.study import AIS, PER_IMAGE
 
 CLAIMS = (
     Column("claim", str, "what the paper says", key=True),

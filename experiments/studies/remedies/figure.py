@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator
-from remedies_study import SCHEMA
 
 from amortgap.figures import save, style, zero_line
 from amortgap.sweep import read_csv
+from studies.remedies.study import SCHEMA
 
 # Okabe and Ito's palette, as in all figures; one colour for each kind of remedy.
 KINDS = {

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cremer2018_study import Study, Training
 
 import amortgap as ag
 from amortgap.sweep.files import locked
+from studies.cremer2018.study import Study, Training
 
 logger = logging.getLogger("amortgap.cremer2018")
 BATCH_SIZE = 100

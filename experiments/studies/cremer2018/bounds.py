@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cremer2018_estimators import published_ffg
-from cremer2018_models import Trained, key_of
-from cremer2018_study import AIS, ENCODER, FFG, IWAE, Study
 from scipy.stats import trim_mean
 
 import amortgap as ag
+from studies.cremer2018.estimators import published_ffg
+from studies.cremer2018.models import Trained, key_of
+from studies.cremer2018.study import AIS, ENCODER, FFG, IWAE, Study
 
 # Data in a compiled call: training images come in fours of as many as there are held-out ones, and one shape of data
 # is compiled once.

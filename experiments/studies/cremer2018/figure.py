@@ -8,9 +8,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cremer2018_claims import CLAIMS, PAPER, claims, paper_tables
-from cremer2018_parts import PARTS, TABLES
-from cremer2018_study import ENCODER, IMAGES, PICTURE, PICTURED, SCHEMA
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,6 +17,9 @@ from amortgap.figures import save, style, zero_line
 from amortgap.sweep import read_csv
 from amortgap.sweep.files import write_atomic
 from amortgap.sweep.table import Table, csv_text, read_columns
+from studies.cremer2018.claims import CLAIMS, PAPER, claims, paper_tables
+from studies.cremer2018.parts import PARTS, TABLES
+from studies.cremer2018.study import ENCODER, IMAGES, PICTURE, PICTURED, SCHEMA
 
 Rows = list[dict[str, Any]]
 COLOURS = {"approximation gap": "#009E73", "amortization gap": "#0072B2"}

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cremer2018_bounds import bounds, gaps, summary
-from cremer2018_estimators import published_ffg
-from cremer2018_models import Trained, data_set, key_of, main_training, make_encoder, make_family, trained
-from cremer2018_study import PER_IMAGE, PICTURED, Cell, Study, Training
 
 import amortgap as ag
 from amortgap.sweep import CellResult
+from studies.cremer2018.bounds import bounds, gaps, summary
+from studies.cremer2018.estimators import published_ffg
+from studies.cremer2018.models import Trained, data_set, key_of, main_training, make_encoder, make_family, trained
+from studies.cremer2018.study import PER_IMAGE, PICTURED, Cell, Study, Training
 
 PICTURED_IMAGES = (6, 3, 2, 5)
 

@@ -7,13 +7,13 @@ from statistics import median
 from typing import Any
 
 import matplotlib.pyplot as plt
-from capacity_study import QUANTILES, SCHEMA
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from amortgap.figures import LABELS, MARKERS, PALETTE, save, style, zero_line
 from amortgap.sweep import read_csv
+from studies.capacity.study import QUANTILES, SCHEMA
 
 _LINES = {"train": "-", "test": "--"}
 

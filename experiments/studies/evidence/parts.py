@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from evidence_study import Study, factor_analysis, row
 from jax.scipy.special import logsumexp
 
 import amortgap as ag
 from amortgap.diagnostics import simulate
 from amortgap.evidence import UnreliableEvidence
+from studies.evidence.study import Study, factor_analysis, row
 
 
 class Case(NamedTuple):

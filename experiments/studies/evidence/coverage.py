@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from evidence_study import Study, factor_analysis, poisson_gamma, row
 from scipy import stats
 
 import amortgap as ag
 from amortgap.diagnostics import simulate
+from studies.evidence.study import Study, factor_analysis, poisson_gamma, row
 
 
 def coverage(study: Study, level: float = 0.95) -> Iterator[dict]:

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from when_and_why_data import nonlinear_data
-from when_and_why_exact import NORMAL, SCALAR, Rows
-from when_and_why_study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
 import amortgap as ag
 from amortgap.expectations import CUBATURE, Expectation
 from amortgap.inference import constant_factors, factorized_optimum, free_factors, global_local_vi
+from studies.when_and_why.data import nonlinear_data
+from studies.when_and_why.exact import NORMAL, SCALAR, Rows
+from studies.when_and_why.study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
 
 def _nonlinear(study: Study, normalised: bool) -> tuple[Any, Any]:

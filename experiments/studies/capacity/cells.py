@@ -12,7 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from capacity_references import (
+
+import amortgap as ag
+from amortgap.sweep import CellResult
+from studies.capacity.references import (
     Reference,
     References,
     all_images,
@@ -23,10 +26,7 @@ from capacity_references import (
     purpose_key,
     train_decoder,
 )
-from capacity_study import QUANTILES, Study
-
-import amortgap as ag
-from amortgap.sweep import CellResult
+from studies.capacity.study import QUANTILES, Study
 
 # Encoders are padded to the next of these widths, to share one compiled call where compiling costs more than padding.
 _PADDED = (32, 128)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from evidence_study import SCHEMA
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from amortgap.figures import save, style
 from amortgap.sweep import read_csv
+from studies.evidence.study import SCHEMA
 
 # Okabe and Ito's colours with a marker each, so that the models stay apart without colour.
 LOOKS = (("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "^"), ("#D55E00", "s"), ("#CC79A7", "D"), ("#000000", "P"))

@@ -1,0 +1,1 @@
+"""The parts behind the commands of `experiments/`, one folder for each study."""

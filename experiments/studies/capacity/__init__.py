@@ -1,0 +1,1 @@
+"""Parts of `capacity_sweep.py`: what varies and what the table holds, references, cells, figure."""

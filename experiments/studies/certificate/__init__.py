@@ -1,0 +1,1 @@
+"""Parts of `certificate_check.py`."""

@@ -1,0 +1,1 @@
+"""Parts of `evidence_check.py`: cases, coverage of intervals, figure."""

@@ -1,0 +1,1 @@
+"""Parts of `remedies.py`: the remedies, cells, figure."""

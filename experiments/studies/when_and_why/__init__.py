@@ -1,0 +1,1 @@
+"""Parts of `when_and_why.py`: exact answers, data, every model, claims, figures."""
