@@ -1,6 +1,7 @@
 """Encoder capacity against the gap it leaves, on real digits, with an exact ladder beside it.
 
     python experiments/capacity_sweep.py                    # preset digits: see README for time and memory
+    python experiments/capacity_sweep.py --preset long      # sixteen times the training, most encoders at rest
     python experiments/capacity_sweep.py --preset smoke     # seconds, for a first look and for the tests
 
 Two studies share one table. The *ladder*: factor analysis fitted to the digits and linear encoders of rank 0 to d,
@@ -56,6 +57,11 @@ class Args:
 
 PRESETS = {
     "digits": Args(),
+    # So long that most encoders rest: what then separates them from local VI is their capacity.
+    "long": Args(
+        study=Study(encoder_steps=24_000, learning_rate=0.02, extensions=1),
+        sweep=SweepOptions(out=OUT.with_name("capacity_sweep_long")),
+    ),
     "smoke": Args(
         study=Study(
             latent_dim=2,

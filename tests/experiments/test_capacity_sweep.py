@@ -1,6 +1,7 @@
 """The capacity sweep as a user runs it: the smoke preset, a second run, its figure, and wrong calls."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -104,6 +105,31 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
     assert gone == {"kl_amortized", "amortization_gap", "gap_q050"}
     assert broken.rows[0]["training_steps"] == 60 and not broken.rows[0]["converged"]
     assert "not finite by step 45 of 60" in broken.error
+
+
+@pytest.mark.slow
+def test_only_encoders_that_still_move_are_trained_longer(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from studies.capacity.cells import Compute
+    from studies.capacity.study import Study
+
+    study = Study(
+        latent_dim=2, decoder_width=8, decoder_steps=60, encoder_steps=60, num_samples=100, evidence_samples=200,
+        subset=120, width=2,
+    )  # fmt: skip
+    once = [result.rows[0] for result in Compute()([dataclasses.replace(study, seed=seed) for seed in range(3)])]
+    changes = sorted(abs(row["training_change"]) for row in once)
+    between = 0.5 * (changes[0] + changes[1])
+    options = {"extensions": 1, "convergence_tolerance": between}
+    longer = [r.rows[0] for r in Compute()([dataclasses.replace(study, seed=seed, **options) for seed in range(3)])]
+    for before, after in zip(once, longer, strict=True):
+        moved = abs(before["training_change"]) > between
+        assert after["training_steps"] == (120 if moved else 60)
+        assert (after["training_change"] == before["training_change"]) is not moved
+        # The extension starts from the trained encoder and not from the initial one.
+        assert (
+            after["amortization_gap"] < before["amortization_gap"] if moved else after == before | {"converged": True}
+        )
 
 
 def test_figure_shows_what_the_table_says(sweep, monkeypatch):

@@ -104,15 +104,18 @@ def train_and_measure(studies: Sequence[Study], model: Any, reference: Reference
     else:
         options |= {"batch_size": first.batch_size}
     fit = _train(keys, xs, model, family, stacked, rates, tuple(options.items()))
-    total = steps
+    totals = np.full(len(studies), steps)
     for _ in range(first.extensions):
-        if bool(jnp.all(jnp.abs(fit.change) <= first.convergence_tolerance)):
+        moving = np.flatnonzero(fit.finite & (jnp.abs(fit.change) > first.convergence_tolerance))
+        if not moving.size:
             break
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        fit = _train(keys, xs, model, family, fit.encoder, rates / 3, tuple(options.items()))
-        total += steps
+        start = jax.tree.map(lambda leaf: leaf[moving], (fit.encoder, rates / 3))
+        longer = _train(keys[moving], xs, model, family, *start, tuple(options.items()))
+        fit = jax.tree.map(lambda all_, some: all_.at[moving].set(some), fit, longer)
+        totals[moving] += steps
     rows = measure(studies, model, fit.encoder, reference)
-    return [_result(study, fit, rows[i], encoders[i], total, i) for i, study in enumerate(studies)]
+    return [_result(study, fit, rows[i], encoders[i], int(totals[i]), i) for i, study in enumerate(studies)]
 
 
 def _rate(study: Study) -> float:

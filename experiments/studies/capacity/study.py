@@ -92,7 +92,7 @@ class Study:
     convergence_tolerance: float = 0.02
     """Nats over the second half of training above which an encoder is trained longer, then marked."""
     extensions: int = 0
-    """How many times an encoder that still moves is trained for as many steps again."""
+    """How many times an encoder that still moves is trained for as many steps again, at a third of the rate."""
     num_samples: int = 50
     """Draws per datum on which both ELBOs of the deep model are compared."""
     ladder_samples: int = 500
