@@ -108,6 +108,7 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Pareto k-hat")
 def test_only_encoders_that_still_move_are_trained_longer(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     from studies.capacity.cells import Compute

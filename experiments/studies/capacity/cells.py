@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,9 @@ def train_and_measure(studies: Sequence[Study], model: Any, reference: Reference
         if not moving.size:
             break
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        start = jax.tree.map(lambda leaf: leaf[moving], (fit.encoder, rates / 3))
+        start = jax.tree.map(operator.itemgetter(moving), (fit.encoder, rates / 3))
         longer = _train(keys[moving], xs, model, family, *start, tuple(options.items()))
-        fit = jax.tree.map(lambda all_, some: all_.at[moving].set(some), fit, longer)
+        fit = jax.tree.map(lambda all_, some, rows=moving: all_.at[rows].set(some), fit, longer)
         totals[moving] += steps
     rows = measure(studies, model, fit.encoder, reference)
     return [_result(study, fit, rows[i], encoders[i], int(totals[i]), i) for i, study in enumerate(studies)]
