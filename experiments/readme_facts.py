@@ -1,55 +1,75 @@
-"""Sentences of the README that the committed tables imply, written from them; `verify_results.py` looks them up."""
+"""Sentences of README and docs that the committed tables imply, written from them; `verify_results.py` looks them up.
+
+Machine, time and the headline numbers of every page stand here, so that a renewed table shows which words are old.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 
-Row = dict[str, str]
-
-
-class Tables:
-    """The tables and sidecars below a folder of results."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def rows(self, path: str | Path, **where: object) -> list[Row]:
-        """Return the rows of a CSV file whose columns have these values."""
-        with (self._folder / path).open(newline="") as file:
-            return [row for row in csv.DictReader(file) if all(row[name] == str(v) for name, v in where.items())]
-
-    def sidecar(self, path: str) -> dict:
-        """Return a sidecar."""
-        return json.loads((self._folder / path).read_text())
-
-    def value(self, path: str, column: str = "value", **where: object) -> float:
-        """Return a number of the only row with these values; raises LookupError if it is not the only one."""
-        found = self.rows(path, **where)
-        if len(found) != 1:
-            raise LookupError(f"{path}: {len(found)} rows with {where}")
-        return float(found[0][column])
+from readme_studies import cremer, cremer_claims, estimators, fashion, refined, remedies, verdicts, when_and_why
+from readme_tables import Tables, machine, minutes, ran
 
 
 def facts(tables: Tables) -> Iterator[str]:
     """Yield the sentences; white space in them does not matter."""
-    for section in (capacity, groups, local_vi, certificates, evidence, remedies, cremer, when_and_why, sweeps):
+    sections = (
+        experiments, capacity, groups, local_vi, certificates, evidence, remedies, fashion, cremer, cremer_claims,
+        estimators, when_and_why, sweeps,
+    )  # fmt: skip
+    for section in sections:
         yield from section(tables)
+
+
+def experiments(tables: Tables) -> Iterator[str]:
+    """Yield the rows of the table of experiments."""
+    for path, data, number in (
+        ("capacity_sweep/table", "none", f"width 256 ends at {_widest(tables, 'mean_field')} nats"),
+        ("evidence_check/table", "none", f"{tables.met('evidence_check/table.csv')} requirements on log p(x) met"),
+        ("remedies/table", "none", f"{refined(tables, 'remedies', 2)} nats removed by five refinement steps"),
+        (
+            "remedies_fashion_mnist/table",
+            "`make data`",
+            f"{refined(tables, 'remedies_fashion_mnist', 1)} nats, the same",
+        ),
+        ("certificate_check/table", "none", f"at most {_missed(tables)} nats missed by a converged fit"),
+        ("when_and_why/table", "`make data`*", f"{tables.met('when_and_why/table.csv')} targets met"),
+        (
+            "cremer2018/table",
+            "`make data`",
+            f"{verdicts(tables)['holds']} of {sum(verdicts(tables).values())} claims hold",
+        ),
+        ("benchmarks/local_vi", "`make data`*", f"{tables.met('benchmarks/local_vi.csv')} goals of speed met"),
+        ("benchmarks/evidence", "none", f"{_faster(tables):.2f} times as fast as annealing in blackjax"),
+        ("benchmarks/numpyro_groups", "none", f"{_times(tables):.0f} times as fast as `SVI.run`"),
+        ("benchmarks/sweep_overhead", "none", f"{_overhead(tables, 'serial'):.1f} ms a cell beside its work"),
+    ):
+        sidecar = tables.sidecar(f"{path}.json")
+        cores, cells = sidecar["machine"]["cores"], sidecar.get("cells", {})
+        share = f", {cells['computed']} of {cells['computed'] + cells['skipped']} cells" if cells.get("skipped") else ""
+        time = f"{minutes(sidecar['seconds'])} ({cores}{share})"
+        yield f"| `{sidecar['command']}` | {time} | {data} | {number} | `results/{path.partition('/')[0]}` |"
+
+
+def _widest(tables: Tables, family: str) -> str:
+    where = {"model": "vae", "family": family, "encoder": "mlp", "capacity": 256, "depth": 2, "split": "train"}
+    rows = tables.rows("capacity_sweep/table.csv", **where)
+    ours = statistics.mean(float(row["kl_amortized"]) for row in rows)
+    return f"{ours:.2f} against {float(rows[0]['kl_local']):.2f}"
 
 
 def capacity(tables: Tables) -> Iterator[str]:
     """Yield those of the capacity sweep."""
     path = "capacity_sweep/table.csv"
+    yield ran(tables, "capacity_sweep/table.json")
+    for family, word in zip(FAMILIES, ("for mean field", "for full rank"), strict=True):
+        yield f"{_widest(tables, family)} {word}"
     encoders = tables.rows(path, model="vae", encoder="mlp", split="test")
     hollow = [row for row in encoders if row["converged"] == "False"]
     change = statistics.median(float(row["training_change"]) for row in encoders)
-    yield f"{len(hollow)} of the {len(encoders)} encoders are hollow"
+    yield f"{len(hollow)} of the {len(encoders)} encoders are **hollow**"
     yield f"(median {change:.2f}) over the second half of training"
-    spent = tables.sidecar("capacity_sweep/table.json")["seconds"]
-    yield f"2 CPU cores, {spent / 60:.1f} minutes with every program"
     ladder = [
         (abs(float(row["amortization_gap"]) - float(row["exact_amortization_gap"])), row)
         for row in tables.rows(path, model="factor_analysis")
@@ -59,110 +79,103 @@ def capacity(tables: Tables) -> Iterator[str]:
     relative = max(gap / float(row["exact_amortization_gap"]) for gap, row in ladder)
     yield f"All {len(ladder)} measured gaps of rank 0 to 7, train and held-out, lie within {worst:.1f} of their"
     yield f"Monte Carlo standard errors of it and within {relative:.1%}".replace("%", " %")
+    where = {"model": "vae", "encoder": "mlp", "capacity": 256, "depth": 2, "seed": 0, "split": "test"}
+    half, most = ({f: tables.value(path, q, family=f, **where) for f in FAMILIES} for q in ("gap_q050", "gap_q095"))
+    yield f"loses less than {half['mean_field']:.2f} nats on half of the held-out images"
+    yield f"more than {most['mean_field']:.2f} on a twentieth; the full-rank one"
+    yield f"the full-rank one {half['full_rank']:.2f} and {most['full_rank']:.2f}."
+
+
+FAMILIES = ("mean_field", "full_rank")
 
 
 def groups(tables: Tables) -> Iterator[str]:
     """Yield those of the groups of a NumPyro model."""
     path = "benchmarks/numpyro_groups.csv"
     ours, theirs = (tables.value(path, figure=f"{name} a group") for name in ("fit_local", "SVI.run"))
-    times = tables.value(path, figure="SVI.run a group against fit_local")
-    above = tables.value(path, figure="ELBO of fit_local minus SVI, mean")
+    above, least = (tables.value(path, figure=f"ELBO of fit_local minus SVI, {of}") for of in ("mean", LEAST))
+    yield ran(tables, "benchmarks/numpyro_groups.json")
+    yield f"{ours:.2f} ms for each of 1000 groups of a NumPyro model where `SVI.run` takes {theirs:.0f} ms"
     yield f"takes {ours:.2f} ms for each of 1000 groups of a mixed NumPyro model of counts where `SVI.run` takes"
-    yield f"{theirs:.0f} ms, {times:.0f} times as long, and its ELBOs are {above:.3f} nats higher on average"
+    yield f"{theirs:.0f} ms, {_times(tables):.0f} times as long, and its ELBOs are"
+    yield f"{above:.3f} nats higher on average and nowhere more than {-least:.3f} lower"
+    yield f"Compiling, {tables.value(path, figure='fit_local, compilation'):.0f} s"
+    yield f"in {tables.value(path, figure='diagnosis of an encoder'):.0f} s (budget"
+
+
+LEAST = "least of the groups"
+
+
+def _times(tables: Tables) -> float:
+    return tables.value("benchmarks/numpyro_groups.csv", figure="SVI.run a group against fit_local")
 
 
 def local_vi(tables: Tables) -> Iterator[str]:
     """Yield those of the benchmark of local VI."""
     path = "benchmarks/local_vi.csv"
-    goals = [row for row in tables.rows(path) if row["met"]]
-    yield f"{sum(row['met'] == 'True' for row in goals)} of {len(goals)} goals met"
 
-    def value(method: str, quantity: str) -> float:
-        return tables.value(path, method=method, quantity=quantity)
+    def value(method: str, quantity: str, **where: object) -> float:
+        return tables.value(path, method=method, quantity=quantity, **where)
 
+    before, after = (tables.sidecar("benchmarks/local_vi.json")["load_average"][of][0] for of in ("before", "after"))
+    yield f"{machine(tables, 'benchmarks/local_vi.json')} (two for the sharded row)"
+    yield f"{minutes(tables.sidecar('benchmarks/local_vi.json')['seconds'])} minutes, while other programs ran"
+    yield f"(load average {before:.1f} before, {after:.1f} after)"
+    yield f"{tables.met(path)} goals met"
+    near, nearer = (value("natural gradient", f"milliseconds per point to {gap} nats") for gap in ("0.05", "0.01"))
+    yield f"within 0.05 nats of the best mean ELBO after {near:.1f} ms an image and within 0.01 after {nearer:.1f} ms"
+    shares = [value("natural gradient", f"time to {gap} nats over tuned Adam's") for gap in ("0.05", "0.01")]
+    yield f"{shares[0]:.2f} and {shares[1]:.2f} of what Adam takes"
     yield f"(rate {value('natural gradient', RATE):.2f} times as high)"
-    each = value(FROM_PRIOR, "milliseconds per point")
-    yield f"takes {each:.0f} ms, {value(FROM_PRIOR, 'times as fast'):.0f} times less"
+    products, large = (value(SHARDED, f"share of the rate of {of}") for of in ("matrix products", "sgemm 2048"))
+    yield f"{100 * products:.0f} % of the rate of its matrix products alone and at {100 * large:.0f} % of that of large"
+    yield f"takes {value('fit_local, defaults, reruns included', EACH):.0f} ms an image"
+    yield f"takes {value('published', EACH) / 1000:.0f} s an image from the prior ({value('published', 'points'):.0f}"
+    yield f"takes {value(FROM_PRIOR, EACH):.0f} ms, {value(FROM_PRIOR, 'times as fast'):.0f} times less"
+    gain = tables.row(path, method=FROM_PRIOR, quantity="ELBO above the published one's, nats")
+    yield f"({1e3 * float(gain['value']):.1f}e-3 ± {1e3 * float(gain['standard_error']):.1f}e-3 nats)"
 
 
-RATE = "rate over plain Adam's"
-FROM_PRIOR = "fit_local from the prior"
+RATE, EACH = "rate over plain Adam's", "milliseconds per point"
+FROM_PRIOR, SHARDED = "fit_local from the prior", "natural gradient, sharded"
 
 
 def certificates(tables: Tables) -> Iterator[str]:
     """Yield those of the check of the certificate."""
     found = tables.sidecar("certificate_check/table.json")["requirements"]
     shares = [item["value"] for name, item in found.items() if name.startswith("share")]
-    (worst,) = (item["value"] for name, item in found.items() if name.startswith("largest"))
+    yield ran(tables, "certificate_check/table.json")
     yield f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of the estimates lie within two standard errors"
-    yield f"no fit called converged misses more than {worst + 5e-4:.3f} nats"
+    yield f"no fit called converged misses more than {_missed(tables)} nats"
+
+
+def _missed(tables: Tables) -> str:
+    found = tables.sidecar("certificate_check/table.json")["requirements"]
+    (worst,) = (item["value"] for name, item in found.items() if name.startswith("largest"))
+    return f"{worst + 5e-4:.3f}"
 
 
 def evidence(tables: Tables) -> Iterator[str]:
     """Yield those of the evidence: the check, and what it costs."""
-    rows = [row for row in tables.rows("evidence_check/table.csv") if row["met"]]
-    yield f"{sum(row['met'] == 'True' for row in rows)} of {len(rows)} requirements met"
+    rows = tables.rows("evidence_check/table.csv")
+    yield f"{ran(tables, 'evidence_check/table.json')}: {tables.met('evidence_check/table.csv')} requirements met"
     shares = [float(row["value"]) for row in rows if row["part"] == "coverage" and row["low"] and row["high"]]
     yield f"contain the true gap in {100 * min(shares):.1f} to {100 * max(shares):.1f} % of 1000 replicated data sets"
+    methods = [row for row in rows if (row["part"], row["quantity"]) == ("methods", "mean minus exact, nats")]
+    lowest = min(float(row["value"]) for row in methods)
+    yield f"the bound is up to {-lowest:.1f} nats low"
+    wide = {row["method"]: float(row["value"]) for row in rows if row["quantity"] == "mean width, nats"}
+    yield f"{wide['25 temperatures']:.1f} nats with 25 temperatures, {wide['800 temperatures']:.2f} with 800"
     path = "benchmarks/evidence.csv"
     memory = tables.value(path, figure="temporary memory of IWAE, 1000 points")
     share = tables.value(path, figure="IWAE rate over the rate of the decoder's matrix products")
-    faster = tables.value(path, figure="AIS rate over the blackjax composition")
+    yield ran(tables, "benchmarks/evidence.json")
     yield f"takes {memory:.0f} MiB of temporary memory and runs at {100 * share:.0f} % of the rate"
-    yield f"is {faster:.2f} times as fast as the same estimator composed from blackjax"
+    yield f"is {_faster(tables):.2f} times as fast as the same estimator composed from blackjax"
 
 
-def remedies(tables: Tables) -> Iterator[str]:
-    """Yield those of the comparison of remedies."""
-    for folder, unit in (("remedies", 2), ("remedies_fashion_mnist", 1)):
-        path = f"{folder}/table.csv"
-
-        def removed(remedy: str, steps: int = 0, *, path: str = path, unit: int = unit) -> str:
-            where = {"remedy": remedy, "steps": steps, "split": "test"}
-            value, error = (tables.value(path, name, **where) for name in ("removed", "removed_se"))
-            return f"{value:.{unit}f} +- {error:.{unit}f}"
-
-        lost = tables.value(path, "inference_gap", remedy="baseline", split="test")
-        if folder == "remedies":
-            yield f"loses {lost:.2f} nats per held-out image"
-            yield f"remove {removed('refine', 5)} nats of the {removed('local VI')} that local VI removes with 400"
-            yield f"remove {removed('residual')}, a hypernetwork that adapts layers to the image"
-            yield f"{removed('instance adaptive')}, four times the width {removed('width x 4')}; four times the"
-            yield f"{removed('longer training')}."
-            yield f"full rank alone removes {removed('full rank')}"
-            yield f"brings the total to {removed('residual full rank')}"
-        else:
-            yield f"{lost:.1f} nats are lost"
-            yield f"five refinement steps remove {removed('refine', 5)} nats, twenty {removed('refine', 20)}"
-            yield f"residual layers {removed('residual')}, with five steps after them {removed('residual + refine', 5)}"
-
-
-def cremer(tables: Tables) -> Iterator[str]:
-    """Yield the table of the three gaps, and the number of verdicts."""
-    verdicts = tables.rows("cremer2018/claims.csv")
-    yield f"{len(verdicts)} verdicts with intervals"
-    names = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-    for data, model in (("mnist", "FFG"), ("mnist", "AF"), ("fashion_mnist", "FFG"), ("fashion_mnist", "AF")):
-        cells = []
-        for quantity in ("approximation gap", "amortization gap", "inference gap"):
-            where = {"table": "inference-gaps", "data": data, "model": model, "split": "train", "quantity": quantity}
-            ours, low = (tables.value("cremer2018/tables.csv", name, **where) for name in ("ours", "low"))
-            cells.append(f"{ours:.2f} +- {ours - low:.2f}")
-        word = {"FFG": "diagonal normal (FFG)", "AF": "auxiliary flow (AF)"}[model] if data == "mnist" else model
-        yield f"| {names[data]}, {word} | {' | '.join(cells)} |"
-
-
-def when_and_why(tables: Tables) -> Iterator[str]:
-    """Yield those of "When and why"."""
-    path = "when_and_why/table.csv"
-    rows = [row for row in tables.rows(path) if row["met"]]
-    yield f"{sum(row['met'] == 'True' for row in rows)} of {len(rows)} targets met"
-    yield f"{len(tables.rows('when_and_why/claims.csv'))} claims of the paper and slips in it"
-    where = {"part": "nonlinear", "method": "A-VI, default", "quantity": "median gap, nats"}
-    gaps = [tables.value(path, size=size, **where) for size in (1, 2, 4, 8, 16, 32)]
-    digits = (0, 0, 1, 1, 2, 2)
-    *first, last = (f"{gap:.{places}f}" for gap, places in zip(gaps, digits, strict=True))
-    yield f"{', '.join(first)} and {last} nats at widths 1 to 32"
+def _faster(tables: Tables) -> float:
+    return tables.value("benchmarks/evidence.csv", figure="AIS rate over the blackjax composition")
 
 
 def sweeps(tables: Tables) -> Iterator[str]:
@@ -172,10 +185,19 @@ def sweeps(tables: Tables) -> Iterator[str]:
     def value(figure: str) -> float:
         return tables.value(path, figure=figure)
 
-    yield (
-        f"| a cell in one process | {value('overhead of a cell, serial'):.1f} ms "
-        f"(processor {value('processor time in it, whatever else runs'):.1f} ms) |"
-    )
-    yield f"| a cell with Dask, 2 workers | {value('overhead of a cell, Dask, 2 workers'):.1f} ms |"
+    serial, dask = _overhead(tables, "serial"), _overhead(tables, "Dask, 2 workers")
+    yield ran(tables, "benchmarks/sweep_overhead.json")
+    yield f"| {serial:.1f} ms (processor {value('processor time in it, whatever else runs'):.1f} ms) |"
+    yield f"| a cell with Dask, 2 workers | {dask:.1f} ms |"
     yield f"| {value('second invocation of a finished sweep of 200 cells'):.2f} s, 0 cells computed |"
     yield f"{value('speed of 2 workers over 1'):.2f} times as fast"
+    size, found = value("size of one record"), value("reading one record")
+    yield f"records of {size:.0f} bytes make {size / 10:.0f} MB"
+    yield f"{found:.2f} ms each, {found * 100:.0f} s."
+    yield f"{serial * 1e5 / 6e4:.1f} minutes in one process and {dask * 1e5 / 6e4:.0f} minutes with Dask"
+    grown = value("memory of driver and scheduler per cell")
+    yield f"grow by {grown:.1f} kB a cell, {grown / 10:.1f} GB"
+
+
+def _overhead(tables: Tables, where: str) -> float:
+    return tables.value("benchmarks/sweep_overhead.csv", figure=f"overhead of a cell, {where}")

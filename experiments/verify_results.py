@@ -6,8 +6,8 @@
 Of every folder of results: each file is vouched for by a sidecar with its sha256, which names command, configuration,
 commit, versions, machine and time; every verdict of a table (`met`) follows from its value and its requirement; figures
 and tables of claims come out of the committed tables again, to the last pixel and digit where the same version of
-matplotlib draws them, and but for the rendering of text where another does. Of the README: its numbers are those of
-the tables. Prints one line for each difference; the exit status is 1 if there is any.
+matplotlib draws them, and but for the rendering of text where another does. Of README and docs: their numbers are those
+of the tables. Prints one line for each difference; the exit status is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
-from readme_facts import Tables, facts
+from readme_facts import facts
+from readme_tables import Tables
 from studies.capacity import figure as capacity_figure
 from studies.certificate import figure as certificate_figure
 from studies.cremer2018 import figure as cremer2018_figure
@@ -72,7 +73,7 @@ class Args:
     results: Path = ROOT / "results"
     """Folder with one folder of results for each experiment."""
     readme: Path = ROOT / "README.md"
-    """The text whose numbers are compared with the tables."""
+    """The text whose numbers are compared with the tables, together with the pages in `docs` beside it."""
     renew: bool = False
     """First write what follows from the tables over what is there; command, machine and time of a sidecar stay."""
 
@@ -174,11 +175,12 @@ def _difference(old: np.ndarray, new: np.ndarray) -> float:
 
 
 def text(tables: Tables, readme: Path) -> Iterator[str]:
-    """Yield what the tables say and the README does not."""
-    words = " ".join(readme.read_text().split())
+    """Yield what the tables say and neither the README nor a page in `docs` beside it does."""
+    pages = [readme, *sorted((readme.parent / "docs").glob("*.md"))]
+    words = [" ".join(page.read_text().split()) for page in pages]
     for fact in facts(tables):
-        if " ".join(fact.split()) not in words:
-            yield f"{readme}: the tables say {fact!r}"
+        if not any(" ".join(fact.split()) in page for page in words):
+            yield f"{readme} and docs: the tables say {fact!r}"
 
 
 def main() -> int:

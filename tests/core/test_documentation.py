@@ -1,4 +1,4 @@
-"""Every public name says what it takes and returns; the examples in docstrings and in the README run."""
+"""Every public name says what it takes and returns; the examples in docstrings, README and docs run."""
 
 import doctest
 import importlib
@@ -12,7 +12,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 MODULES = (
     "objectives", "expectations", "models", "families", "encoders", "inference", "evidence", "measure", "gaps",
     "aggregate", "diagnostics", "diagnosis", "report", "data", "weights", "sweep",
@@ -66,8 +67,8 @@ def test_examples_in_docstrings_run(name):
     assert result.attempted > 0 and result.failed == 0
 
 
-def test_every_command_of_the_readme_names_a_script_and_flags_that_exist():
-    commands = re.findall(r"python (experiments/\S+\.py)([^`#\n|]*)", README)
+def test_every_command_of_the_pages_names_a_script_and_flags_that_exist():
+    commands = re.findall(r"python (experiments/\S+\.py)([^`#\n|]*)", TEXT)
     assert len(commands) > 15
     for script, flags in commands:
         source = ROOT / script
@@ -80,18 +81,33 @@ def test_every_command_of_the_readme_names_a_script_and_flags_that_exist():
 
 
 def blocks():
-    """The Python examples of the README that are complete programs."""
-    found = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    """The Python examples of the pages that are complete programs."""
+    found = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     return [block for block in found if "import amortgap" in block or "amortgap as ag" in block]
 
 
-def test_the_readme_has_complete_examples():
+def test_the_pages_have_complete_examples():
     assert len(blocks()) == 2
+    first = (ROOT / "README.md").read_text()
+    assert all(f"ag.{name}(" in first for name in ("elbo", "local_vi", "amortized_vi", "inference_gaps", "diagnose"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_figures_of_a_page_exist(page):
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert all((page.parent / target).is_file() for target in targets)
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert page.name in ("README.md", "index.md") or f"\n{page.stem}\n" in index
+
+
+def test_the_readme_links_every_page_that_tells_more():
+    told = {page.name for page in PAGES[1:]} - {"index.md", "notebooks.md", "changelog.md", "contributing.md"}
+    assert told == set(re.findall(r"\]\(docs/(\w+\.md)\)", (ROOT / "README.md").read_text()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
-def test_example_of_the_readme_runs(number, tmp_path):
+def test_example_of_the_pages_runs(number, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", blocks()[number]], capture_output=True, text=True, check=False, cwd=tmp_path
     )

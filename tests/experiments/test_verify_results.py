@@ -17,12 +17,12 @@ SCRIPT = ROOT / "experiments" / "verify_results.py"
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory):
-    """Take README and results from the last commit: those of the working tree change with every run of a script."""
+    """Take README, docs and results from the last commit: those of the working tree change with every run."""
     if not (ROOT / ".git").exists():
         return ROOT
     target = tmp_path_factory.mktemp("committed")
     files = subprocess.run(
-        ["git", "archive", "HEAD", "README.md", "results"], cwd=ROOT, capture_output=True, check=True
+        ["git", "archive", "HEAD", "README.md", "docs", "results"], cwd=ROOT, capture_output=True, check=True
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(files)) as archive:
         archive.extractall(target, filter="data")
@@ -101,16 +101,39 @@ def test_renewing_mends_figures_and_hashes_and_nothing_else(verify, committed, f
     assert after == before
 
 
-def test_a_number_of_the_readme_that_is_not_the_tables_is_found(verify, committed, tmp_path):
-    tables, readme = verify.Tables(committed / "results"), tmp_path / "README.md"
-    words = (committed / "README.md").read_text()
+@pytest.fixture
+def pages(committed, tmp_path):
+    """Copy the committed README and the pages beside it."""
+    shutil.copytree(committed / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "notebooks"))
+    return Path(shutil.copy(committed / "README.md", tmp_path))
+
+
+@pytest.mark.parametrize(("page", "old", "new"), [
+    ("README.md", "encoders are **hollow**", "encoders are **whole**"),
+    ("docs/benchmarks.md", "39 ms an image", "38 ms an image"),
+    ("docs/when_and_why.md", "0.073 short", "0.37 short"),
+])  # fmt: skip
+def test_a_number_of_a_page_that_is_not_the_tables_is_found(verify, committed, pages, page, old, new):
+    tables, words = verify.Tables(committed / "results"), (pages.parent / page).read_text()
+    assert list(verify.text(tables, pages)) == []
+    assert old in words
+    (pages.parent / page).write_text(words.replace(old, new))
+    (difference,) = verify.text(tables, pages)
+    assert old in difference
+
+
+def test_another_machine_or_time_in_a_sidecar_is_found(verify, committed, pages, monkeypatch):
+    tables = verify.Tables(committed / "results")
     said = list(verify.facts(tables))
-    assert len(said) > 30
-    readme.write_text(words)
-    assert list(verify.text(tables, readme)) == []
-    readme.write_text(words.replace("encoders are hollow", "encoders are whole"))
-    (difference,) = verify.text(tables, readme)
-    assert "hollow" in difference
+    assert len(said) > 120
+    sidecar = type(tables).sidecar
+    slower = lambda self, path: sidecar(self, path) | {"seconds": 3 * sidecar(self, path)["seconds"]}  # noqa: E731
+    monkeypatch.setattr(type(tables), "sidecar", slower)
+    assert len(list(verify.text(tables, pages))) >= 20
+    other = lambda self, path: sidecar(self, path) | {"machine": {"cpu": "abacus", "cores": 2}}  # noqa: E731
+    monkeypatch.setattr(type(tables), "sidecar", other)
+    differences = " ".join(verify.text(tables, pages))
+    assert differences.count("of an abacus") == 11
 
 
 @pytest.mark.slow
