@@ -134,7 +134,11 @@ def as_data(name: str, xs: Any) -> Any:
 
 def num_rows(xs: Any) -> int:
     """Return the number of data in `xs`, the length of the shared first axis."""
-    return jax.tree.leaves(xs)[0].shape[0]
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(xs)}
+    if len(sizes) != 1:
+        # An index past the end of the shortest would be clamped, and its last row used again.
+        raise ValueError(f"arrays over data must share their first axis, got lengths {sorted(sizes)}")
+    return sizes.pop()
 
 
 def check_data(name: str, xs: Any, model: Any) -> Any:
@@ -191,6 +195,18 @@ def check_sizes(model: Any, family: Any) -> None:
             f"model and family must have the same latent dimension, got model.latent_dim = {model.latent_dim} "
             f"and family.latent_dim = {family.latent_dim}"
         )
+
+
+def check_phi(phi: Any, family: Any) -> None:
+    """Refuse variational parameters that are not one vector of the family's size."""
+    if jnp.shape(phi) != (family.size,):
+        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+
+
+def check_phis(name: str, phis: Any, family: Any, num_data: int) -> None:
+    """Refuse variational parameters that are not one vector of the family's size for every datum."""
+    if jnp.shape(phis) != (num_data, family.size):
+        raise ValueError(f"{name} must have shape [N, size] = {(num_data, family.size)}, got {jnp.shape(phis)}")
 
 
 def check_encoder(encoder: Any, family: Any, row: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,14 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from amortgap._checks import num_rows
+
+
+def chosen_devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
+    """Return the devices asked for, by default all local ones."""
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    if not chosen:
+        raise ValueError("devices must hold at least one device, got none")
+    return chosen
 
 
 def map_data(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int) -> Any:

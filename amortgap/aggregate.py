@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, check_count, check_encoder, check_key, check_sizes, num_rows
+from amortgap._checks import as_data, check_count, check_encoder, check_key, check_phis, check_sizes, num_rows
 from amortgap._chunks import map_data
 from amortgap.gaps import Estimate, estimate
 
@@ -143,8 +143,7 @@ def aggregate_posterior(
         check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
         phi = jax.vmap(encoder)(xs)
     phis = jnp.asarray(phi)
-    if phis.shape != (num_rows(xs), family.size):
-        raise ValueError(f"phi must have shape [N, size] = {(num_rows(xs), family.size)}, got {phis.shape}")
+    check_phis("phi", phis, family, num_rows(xs))
     return AggregatePosterior(phis=phis, family=family, block_size=block_size)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import stats
 
-from amortgap._checks import check_count, check_data, check_key, check_sizes, num_rows
+from amortgap._checks import check_count, check_data, check_key, check_phis, check_sizes, num_rows
 from amortgap._chunks import map_data
 from amortgap.evidence import Evidence, evidence_of_data
 
@@ -187,8 +187,7 @@ def calibration(
     check_sizes(model, family)
     check_count("num_draws", num_draws)
     xs = check_data("simulations.xs", simulations.xs, model)
-    if jnp.shape(phis) != (num_rows(xs), family.size):
-        raise ValueError(f"phis must have shape [N, size] = {(num_rows(xs), family.size)}, got {jnp.shape(phis)}")
+    check_phis("phis", phis, family, num_rows(xs))
     if not hasattr(family, "log_prob"):
         raise ValueError(f"calibration needs family.log_prob, which {type(family).__name__} lacks")
     ranks, density_ranks = _ranks(key, phis, simulations.latents, family, num_draws)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from scipy import stats
 
 
@@ -72,20 +72,28 @@ def estimate(values: Float[Array, " N"], standard_errors: Float[Array, " N"]) ->
     Returns:
       Estimate in nats; with a single datum its error over data is NaN.
 
+    Raises:
+      ValueError: arrays that are not one number for every datum.
+
     Example:
       >>> import jax.numpy as jnp
       >>> found = estimate(jnp.array([1.0, 2.0, 3.0]), jnp.array([0.3, 0.3, 0.3]))
       >>> print(f"{found.mean:.2f}, {found.data_standard_error:.2f}, {found.monte_carlo_standard_error:.2f}")
       2.00, 0.58, 0.17
     """
+    if values.ndim != 1 or values.shape != standard_errors.shape:
+        raise ValueError(
+            f"values and standard_errors must be one number of every datum each, [N], got shapes {values.shape} "
+            f"and {standard_errors.shape}"
+        )
     n = values.shape[0]
     spread = jnp.std(values, ddof=1) if n > 1 else jnp.asarray(jnp.nan)
-    spread = jnp.where(jnp.any(jnp.isinf(values)), jnp.inf, spread)
+    infinite = jnp.any(jnp.isinf(values))
     return Estimate(
         mean=jnp.mean(values),
         total=jnp.sum(values),
-        data_standard_error=spread / n**0.5,
-        monte_carlo_standard_error=jnp.sqrt(jnp.sum(standard_errors**2)) / n,
+        data_standard_error=jnp.where(infinite, jnp.inf, spread / n**0.5),
+        monte_carlo_standard_error=jnp.where(infinite, jnp.inf, jnp.sqrt(jnp.sum(standard_errors**2)) / n),
         num_data=n,
     )
 
@@ -135,7 +143,7 @@ class Gaps:
     elbo_local_standard_error: Float[Array, " N"]
     elbo_amortized_standard_error: Float[Array, " N"]
     amortization_standard_error: Float[Array, " N"]
-    converged: Array
+    converged: Bool[Array, " N"]
     suboptimality: Float[Array, " N"]
     evidence_upper: Bound | None = None
     optimum_excess: Bound | None = None
@@ -200,8 +208,9 @@ class Gaps:
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """Return a conservative interval of the mean of one quantity over these data.
 
-        Formula: `[mean lower - q se, mean upper + q se]`, q the normal quantile of `level`, se from the draws;
-        infinite on a side without a bound. It covers at least `level` in expectation where both bounds are proven.
+        Formula: `[mean lower - q se, mean upper + q se]`, q the normal quantile of `(1 + level) / 2`, se from the
+        draws; infinite on a side without a bound. It covers at least `level` in expectation where both bounds are
+        proven.
 
         Args:
           name: a key of `bounds()`, such as "amortization".
@@ -264,7 +273,7 @@ class Gaps:
                 f"{float(row.monte_carlo_standard_error):>12.4f}{float(row.total):>12.2f}" + "".join(marks)
             )
         lines.append(
-            f"lower, upper: bounds on the mean over these data, each {100 * level:g} % sure of its draws; "
+            f"lower, upper: bounds on the mean over these data, together {100 * level:g} % sure of their draws; "
             "p proven in expectation, h heuristic, - none"
         )
         lines.append(f"{n} data; log p(x) by {self.evidence_method} (bias: {self.evidence_bias})")
@@ -309,7 +318,12 @@ def paired_difference(
 
     Returns:
       Estimate in nats, positive where `first` is larger.
+
+    Raises:
+      ValueError: arrays that are not one number for every datum.
     """
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must hold the same data, got shapes {first.shape} and {second.shape}")
     errors = jnp.full_like(first, jnp.nan) if standard_errors is None else standard_errors
     return estimate(first - second, errors)
 
@@ -327,8 +341,14 @@ def generalization(train: Float[Array, " N"], test: Float[Array, " M"]) -> Estim
     Returns:
       Estimate in nats; `num_data` is M and `total` M times the mean.
 
+    Raises:
+      ValueError: fewer than two numbers on either side, or arrays that are not one number for every datum.
+
     Source: Zhang, Hayes and Barber, "Generalization gap in amortized inference" (2022), for the gap.
     """
+    for name, values in (("train", train), ("test", test)):
+        if values.ndim != 1 or values.shape[0] < 2:
+            raise ValueError(f"{name} must be gaps of at least two data, [N], got shape {values.shape}")
     difference = jnp.mean(test) - jnp.mean(train)
     error = jnp.sqrt(jnp.var(test, ddof=1) / test.shape[0] + jnp.var(train, ddof=1) / train.shape[0])
     n = test.shape[0]

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_data, check_encoder, check_key, check_sizes, num_rows
+from amortgap._checks import check_count, check_data, check_encoder, check_key, check_phis, check_sizes, num_rows
 from amortgap._chunks import map_data
 from amortgap.evidence import Evidence, Sandwich, evidence_of_data, excess_is_proven, optimum_excess_of_data
+from amortgap.evidence.methods import check_method
 from amortgap.gaps import Bound, Estimate, Gaps, paired_difference
 from amortgap.inference.local import LocalFit, fit_local
 from amortgap.objectives import elbo_draws
@@ -58,10 +59,19 @@ def evaluate_bounds(
       BoundDraws in nats, every field [N, candidates].
 
     Raises:
-      ValueError: bad key or sizes, or fewer than two draws.
+      ValueError: bad key, data, sizes or counts, phis of another shape, or fewer than two draws.
     """
     check_key(key)
+    xs = check_data("xs", xs, model)
+    check_sizes(model, family)
+    if jnp.ndim(phis) != 3 or jnp.shape(phis)[::2] != (num_rows(xs), family.size):
+        raise ValueError(
+            f"phis must have shape [N, candidates, size] = [{num_rows(xs)}, candidates, {family.size}], "
+            f"got {jnp.shape(phis)}"
+        )
     check_count("num_samples", num_samples, minimum=2)
+    check_count("block_size", block_size)
+    check_count("chunk_size", chunk_size)
     blocks = -(-num_samples // block_size)
     draws = min(block_size, num_samples)
 
@@ -94,7 +104,8 @@ def evaluate_bounds(
         scale = count * (count - 1)
         return mean, jnp.sqrt(second / scale), jnp.sqrt(paired / scale)
 
-    return BoundDraws(*map_data(lambda i, row: moments(i, *row), (phis, xs), chunk_size=chunk_size))
+    data = jnp.asarray(phis), xs
+    return BoundDraws(*map_data(lambda i, row: moments(i, *row), data, chunk_size=chunk_size))
 
 
 @partial(jax.jit, static_argnames=("num_samples",))
@@ -131,7 +142,7 @@ def inference_gaps(
       evidence: log p(x) of these data, if already known, or bounds on it from both sides, whose lower one then stands
         for log p(x); None to estimate it now.
       evidence_method: as in `evidence_of_data`.
-      num_samples: draws per datum for both ELBOs.
+      num_samples: draws per datum for both ELBOs, above 100 rounded up to whole hundreds.
       evidence_samples: draws per datum for importance sampling, with the local optimum as the proposal.
       optimum_samples: draws per datum for an upper bound on the ELBO of the local optimum (`optimum_excess`), which
         closes the intervals of the approximation and the amortization gap; None to leave it out.
@@ -166,13 +177,22 @@ def inference_gaps(
     check_count("num_samples", num_samples, minimum=2)
     check_count("evidence_samples", evidence_samples)
     n = num_rows(xs)
+    # All that can be refused is refused here: the local fits below take minutes, and would be lost.
     if optimum_samples is not None:
         check_count("optimum_samples", optimum_samples, minimum=2 * family.latent_dim)
+        if not hasattr(family, "transform"):
+            raise ValueError(f"optimum_samples needs family.transform, which {type(family).__name__} lacks")
+    if local is not None:
+        check_phis("local.phi", local.phi, family, n)
+    if evidence is None:
+        check_method("evidence_method", evidence_method, model)
+    else:
+        given = evidence.lower if isinstance(evidence, Sandwich) else evidence.log_evidence
+        if given.shape != (n,):
+            raise ValueError(f"evidence must hold {n} values, got shape {given.shape}")
     key_local, key_bounds, key_evidence, key_excess = jax.random.split(key, 4)
     if local is None:
         local = fit_local(key_local, xs, model=model, family=family, encoder=encoder, progress=progress)
-    if local.phi.shape != (n, family.size):
-        raise ValueError(f"local must hold {n} fits of size {family.size}, got phi of shape {local.phi.shape}")
     if evidence is None:
         evidence = evidence_of_data(
             key_evidence,
@@ -189,8 +209,6 @@ def inference_gaps(
         value, error, bias = evidence.lower, evidence.lower_standard_error, "lower bound"
     else:
         value, error, bias = evidence.log_evidence, evidence.standard_error, evidence.bias
-    if value.shape != (n,):
-        raise ValueError(f"evidence must hold {n} values, got shape {value.shape}")
     phis = jnp.stack([local.phi, jax.vmap(encoder)(xs)], axis=1)
     bounds = _evaluate(key_bounds, phis, xs, model, family, num_samples)
     if optimum_samples is not None:

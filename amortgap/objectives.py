@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_datum, check_key, check_sizes
+from amortgap._checks import check_choice, check_count, check_datum, check_key, check_phi, check_sizes
 
 ESTIMATORS = ("sticking_the_landing", "analytic_entropy", "total")
 MAX_QUADRATURE_DIM = 3
-_MAX_NODES = 128
+# Nodes of one axis; beyond it the outermost weights of the rule leave the range of double precision.
+MAX_NODES = 128
 
 
 def elbo_draws(
@@ -53,8 +54,7 @@ def elbo_draws(
     check_sizes(model, family)
     check_count("num_samples", num_samples)
     check_choice("estimator", estimator, ESTIMATORS)
-    if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    check_phi(phi, family)
     if antithetic and (num_samples % 2 or not hasattr(family, "transform")):
         raise ValueError(
             "antithetic draws need an even num_samples and a family with transform(noise, phi), "
@@ -228,7 +228,7 @@ def gauss_hermite(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
     Source: as in `quadrature_elbo`.
     """
-    check_count("num_nodes", num_nodes, minimum=2, maximum=_MAX_NODES)
+    check_count("num_nodes", num_nodes, minimum=2, maximum=MAX_NODES)
     if dim > MAX_QUADRATURE_DIM:
         raise ValueError(
             f"quadrature serves at most {MAX_QUADRATURE_DIM} dimensions, got {dim} standard normals behind one draw; "
@@ -243,8 +243,7 @@ def _check_fixed_nodes(phi: Array, model: Any, family: Any) -> None:
     check_sizes(model, family)
     if not (hasattr(family, "transform") and hasattr(family, "entropy")):
         raise ValueError(f"fixed nodes need family.transform and family.entropy, {type(family).__name__} lacks one")
-    if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    check_phi(phi, family)
 
 
 def _weighted_elbo(phi: Array, x: Any, points: Array, weights: Array, model: Any, family: Any) -> Array:

@@ -24,12 +24,13 @@ from amortgap._checks import (
     num_rows,
 )
 from amortgap.diagnosis.clock import Clock
-from amortgap.diagnosis.findings import encoder_generalization, findings
+from amortgap.diagnosis.findings import findings
 from amortgap.diagnosis.latents import activity, coverage
 from amortgap.diagnosis.measuring import encode, measure, take
 from amortgap.diagnosis.parts import Problem
 from amortgap.diagnosis.record import Diagnosis
 from amortgap.diagnosis.trials import REMEDIES, Place, count_weights, try_remedies
+from amortgap.gaps import generalization
 
 MINIMUM_BUDGET = 30.0
 # Share of the budget for measuring gaps, and what is kept back for calibration and latents.
@@ -55,9 +56,8 @@ def diagnose(
     """Say how many nats an encoder loses, where, how sure that is, and which remedy buys most.
 
     Formula: the gaps of `inference_gaps` on training and on held-out data; the verdict is the largest of amortization
-    (on the training data), generalization (the amortization gap's growth on held-out data) and approximation, if it
-    stands above `tolerance` by two standard errors; remedies are judged by the paired difference of ELBOs on the
-    held-out data.
+    (the smaller of both parts'), generalization (its growth on held-out data) and approximation, if it stands above
+    `tolerance` by two standard errors; remedies are judged by the paired difference of ELBOs on the held-out data.
 
     For mean field and low-rank normals the best full-rank normal of every datum is fitted too: log p(x) is estimated
     from it, and it bounds what a richer family can buy.
@@ -120,7 +120,7 @@ def diagnose(
         tried, skipped = try_remedies(
             keys["remedies"], Place(problem, test, xs, clock), names=names, seconds=(1 - _KEPT_BACK) * budget, bar=bar
         )
-    more = encoder_generalization(train, test)
+    more = generalization(train.gaps.amortization, test.gaps.amortization)
     worst = np.argsort(-np.nan_to_num(np.asarray(test.gaps.inference), nan=np.inf))[:_WORST]
     return Diagnosis(
         findings=findings(train, test, more, latents, tolerance),

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from amortgap.diagnosis.parts import COLLAPSED, Finding, Latents, Measured
-from amortgap.gaps import Estimate, generalization
+from amortgap.evidence.pareto import UNRELIABLE
+from amortgap.gaps import Estimate
 
 
 class _Cause(NamedTuple):
@@ -24,7 +25,7 @@ def _pm(mean: float, error: float) -> str:
 
 
 def _of(name: str, measured: Measured) -> tuple[float, float]:
-    """Return the mean of a gap over its finite data and twice the larger of its standard errors."""
+    """Return the mean of a gap over its data and twice the larger of its standard errors."""
     found = measured.gaps.estimates()[name]
     error = max(float(found.data_standard_error), float(found.monte_carlo_standard_error))
     return float(found.mean), 2 * error
@@ -35,11 +36,15 @@ def _causes(train: Measured, test: Measured, more: Estimate) -> list[_Cause]:
     on_train, train_error = _of("amortization", train)
     overfit, overfit_error = float(more.mean), 2 * float(more.data_standard_error)
     approximation, approximation_error = _of("approximation", test)
+    # What the encoder lacks shows on both parts; one that is not finite must not hide behind the other.
+    costs = [(amortization, error), (on_train, train_error)]
+    if not (math.isfinite(amortization) and math.isfinite(on_train)):
+        costs = [cost for cost in costs if not math.isfinite(cost[0])]
     exact = test.gaps.evidence_bias == "none"
     end = ", or more: log p(x) is a lower bound." if test.gaps.evidence_bias == "lower bound" else "."
     return [
         _Cause(
-            "amortization", min(amortization, on_train), train_error if on_train < amortization else error,
+            "amortization", min(costs)[0], min(costs)[1],
             f"The encoder, not the variational family, loses {_pm(on_train, train_error)} per datum already on the "
             f"data it was trained on ({_pm(amortization, error)} on held-out data): it is too small, or not trained to "
             "the end.",
@@ -65,8 +70,8 @@ def findings(
 ) -> tuple[Finding, ...]:
     """Return what was found; the first is the verdict.
 
-    A cause counts if its mean stands above the tolerance by two standard errors, and is unresolved if it is above by
-    less, or below by less with an error larger than the tolerance.
+    A cause counts if its mean stands above the tolerance by two standard errors, and is unresolved if the tolerance
+    lies within two standard errors of it.
     """
     causes = sorted(_causes(train, test, more), key=lambda cause: -np.nan_to_num(cause.cost, nan=np.inf))
     found, open_ends = [], []
@@ -103,11 +108,11 @@ def _reliability(train: Measured, test: Measured) -> list[Finding]:
         )
         found.append(Finding("local optima", text, "not resolved"))
     shapes = np.concatenate([train.evidence_k, test.evidence_k])
-    bad = shapes > 0.7
+    bad = shapes > UNRELIABLE
     if bad.any():
         text = (
-            f"Behind log p(x) Pareto k-hat exceeds 0.7 for {int(bad.sum())} of {bad.size} data: there it is a lower "
-            "bound that may be nats low, and the approximation gap with it."
+            f"Behind log p(x) Pareto k-hat exceeds {UNRELIABLE} for {int(bad.sum())} of {bad.size} data: there it is a "
+            "lower bound that may be nats low, and the approximation gap with it."
         )
         found.append(Finding("evidence", text, "not resolved"))
     return found
@@ -127,8 +132,3 @@ def _collapse(latents: Latents) -> list[Finding]:
         )
         found.append(Finding("collapse", text, "estimated"))
     return found
-
-
-def encoder_generalization(train: Measured, test: Measured) -> Estimate:
-    """Return how much larger the amortization gap is on held-out data."""
-    return generalization(train.gaps.amortization, test.gaps.amortization)

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from amortgap._chunks import map_data
 from amortgap.diagnosis.measuring import proposal_family
 from amortgap.diagnosis.parts import Coverage, Latents, Measured, Problem
+from amortgap.evidence.pareto import UNRELIABLE
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _DRAWS = 500
@@ -53,7 +54,7 @@ def coverage(key: jax.Array, measured: Measured, xs: Any, problem: Problem) -> C
     if not (hasattr(problem.family, "log_prob") and hasattr(of, "log_prob")):
         return None
     inside = np.asarray(_inside(key, measured.encoded, measured.proposal, xs, problem.model, problem.family, of))
-    inside = inside[np.isfinite(inside).all(axis=1) & ~(np.asarray(measured.evidence_k) > 0.7)]
+    inside = inside[np.isfinite(inside).all(axis=1) & ~(np.asarray(measured.evidence_k) > UNRELIABLE)]
     if len(inside) < 2:
         return None
     error = inside.std(axis=0, ddof=1) / len(inside) ** 0.5

@@ -107,7 +107,8 @@ class Finding(NamedTuple):
     """One thing that was found.
 
     Attributes:
-      name: "amortization", "approximation", "generalization", "collapse", "local optima", "evidence" or "healthy".
+      name: "amortization", "approximation", "generalization", "collapse", "local optima", "evidence", "healthy" or
+        "not resolved".
       text: what was found, with its numbers.
       status: "proven" (up to the noise of draws), "estimated" or "not resolved".
     """

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amortgap.diagnosis.parts import COLLAPSED, Measured, TriedRemedy
+from amortgap.evidence.pareto import UNRELIABLE
 from amortgap.gaps import Estimate
+from amortgap.inference.one_datum import TOLERANCE
 
 if TYPE_CHECKING:
     from amortgap.diagnosis.record import Diagnosis
@@ -48,11 +50,11 @@ def certificates(measured: Measured) -> str:
     """Return how sure the local optima and log p(x) of one part of the data are."""
     gaps = measured.gaps
     n = len(measured.rows)
-    shares = [float(np.mean(np.asarray(k) > 0.7)) for k in (measured.encoder_k, measured.evidence_k)]
+    shares = [float(np.mean(np.asarray(k) > UNRELIABLE)) for k in (measured.encoder_k, measured.evidence_k)]
     return (
-        f"{int(np.sum(gaps.converged))} of {n} local optima certified to 0.01 nats (estimated shortfall "
+        f"{int(np.sum(gaps.converged))} of {n} local optima certified to {TOLERANCE:g} nats (estimated shortfall "
         f"{float(np.mean(gaps.suboptimality)):.4f} on average); log p(x) by {gaps.evidence_method} (bias: "
-        f"{gaps.evidence_bias}), k-hat above 0.7 for {100 * shares[1]:.0f} %; of the encoder's q for "
+        f"{gaps.evidence_bias}), k-hat above {UNRELIABLE} for {100 * shares[1]:.0f} %; of the encoder's q for "
         f"{100 * shares[0]:.0f} %"
     )
 

@@ -156,13 +156,13 @@ def _simulated_training(key: jax.Array, place: Place, seconds: float) -> _Trial:
     weights = count_weights(problem.encoder)
     if not weights:
         raise NotTried("the encoder holds no weights that training could change; bring it as a flax module")
-    key_simulate, key_train = jax.random.split(key)
+    key_simulate, key_order, key_train = jax.random.split(key, 3)
     xs = take(problem.xs_train, np.arange(min(_SIMULATED, num_rows(problem.xs_train))))
     _, more = jax.vmap(problem.model.sample)(jax.random.split(key_simulate, _SIMULATED))
     if jax.tree.map(lambda leaf: leaf.shape[1:], more) != jax.tree.map(lambda leaf: leaf.shape[1:], xs):
         raise NotTried("what the model simulates has not the shape of the data")
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), xs, more)
-    order = np.asarray(jax.random.permutation(key_train, num_rows(both)))
+    order = np.asarray(jax.random.permutation(key_order, num_rows(both)))
     encoder, note = _train(key_train, place, seconds, take(both, order), problem.family, problem.encoder, 1e-3)
     return _Trial(encode(encoder, place.xs), problem.family, weights, 0, f"{_SIMULATED} data from the model; {note}")
 
@@ -174,7 +174,7 @@ def _width(inputs: int, outputs: int, weights: int) -> int:
     return int(min(_WIDEST, max(64, round(width))))
 
 
-def _fresh(richer: bool, key: jax.Array, place: Place, seconds: float) -> _Trial:
+def _fresh(key: jax.Array, place: Place, seconds: float, *, richer: bool) -> _Trial:
     problem = place.problem
     family = richer_family(problem.family) if richer else problem.family
     if family is None:
@@ -195,8 +195,8 @@ TRIALS: dict[str, Callable[[jax.Array, Place, float], _Trial]] = {
     **{f"refine {steps} steps": partial(_refine, steps) for steps in REFINEMENT_STEPS},
     "more training": _more_training,
     "training with simulated data": _simulated_training,
-    "wider encoder": partial(_fresh, False),
-    "full-rank encoder": partial(_fresh, True),
+    "wider encoder": partial(_fresh, richer=False),
+    "full-rank encoder": partial(_fresh, richer=True),
 }
 REMEDIES = tuple(TRIALS)
 # Seconds below which a share is not enough to compile and train.
@@ -232,10 +232,14 @@ def try_remedies(
         key_trial, key_gain = jax.random.split(jax.random.fold_in(key, REMEDIES.index(name)))
         try:
             done = TRIALS[name](key_trial, place, share)
+            gain = jax.block_until_ready(_gain(key_gain, place, done.phis, done.family))
         except NotTried as error:
             skipped.append((name, str(error)))
             continue
-        gain = jax.block_until_ready(_gain(key_gain, place, done.phis, done.family))
+        except Exception as error:
+            # What is measured took minutes; a remedy that fails on the user's model must not take it along.
+            skipped.append((name, f"it failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"))
+            continue
         taken = place.clock.spent - began
         tried.append(TriedRemedy(name, gain, done.parameters, taken, done.gradients, done.note))
         bar(f"tried: {name}")

@@ -9,6 +9,12 @@ import jax.numpy as jnp
 from amortgap.evidence.records import Evidence
 
 
+def check_exact(model: Any) -> None:
+    """Refuse a model without a closed form of log p(x)."""
+    if not hasattr(model, "log_evidence"):
+        raise ValueError(f"method 'exact' needs model.log_evidence, which {type(model).__name__} lacks")
+
+
 def exact(x: Any, *, model: Any) -> Evidence:
     """Return log p(x) of one datum from the model's closed form.
 
@@ -24,8 +30,7 @@ def exact(x: Any, *, model: Any) -> Evidence:
     Raises:
       ValueError: a model without a closed form.
     """
-    if not hasattr(model, "log_evidence"):
-        raise ValueError(f"method 'exact' needs model.log_evidence, which {type(model).__name__} lacks")
+    check_exact(model)
     value = model.log_evidence(x)
     zero = jnp.zeros_like(value)
     return Evidence(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_sizes
+from amortgap._checks import check_choice, check_phi, check_sizes
 
 STARTS = ("prior", "q")
 
@@ -67,8 +67,7 @@ def make_path(model: Any, x: Any, *, start: str, family: Any, phi: Any) -> Path:
     if family is None or phi is None:
         raise ValueError("start 'q' needs a distribution to start from: give family and phi")
     check_sizes(model, family)
-    if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    check_phi(phi, family)
     if not hasattr(family, "log_prob"):
         raise ValueError(f"start 'q' needs family.log_prob, which {type(family).__name__} lacks")
     scale = jnp.ones(model.latent_dim)

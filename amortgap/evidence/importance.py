@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_key, check_sizes
+from amortgap._checks import check_count, check_key, check_phi, check_sizes
 from amortgap.evidence.pareto import MIN_DRAWS, empty_tail, keep_tail, tail_shape
-from amortgap.evidence.records import Evidence, _effective, log_mean_error
+from amortgap.evidence.records import Evidence, effective_sample_size, log_mean_error
 from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal
 
 # Positive everywhere, so that no posterior mass is out of their reach.
@@ -62,8 +62,7 @@ def importance(
     check_sizes(model, family)
     check_count("num_samples", num_samples)
     check_count("block_size", block_size)
-    if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    check_phi(phi, family)
     if not isinstance(defensive, (int, float)) or not 0 <= defensive < 1:
         raise ValueError(f"defensive must be a number in [0, 1), got {defensive!r}")
     if defensive:
@@ -95,7 +94,7 @@ def importance(
     nothing = jnp.full((), -jnp.inf, jnp.asarray(phi).dtype)
     start = (nothing, nothing, empty_tail(num_samples, nothing.dtype))
     (total, squares, tail), _ = jax.lax.scan(add, start, jnp.arange(blocks))
-    effective = _effective(total, squares)
+    effective = effective_sample_size(total, squares)
     shape = tail_shape(tail) if num_samples >= MIN_DRAWS else jnp.full_like(total, jnp.nan)
     if (
         not defensive

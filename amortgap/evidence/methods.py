@@ -9,13 +9,22 @@ import jax
 
 from amortgap._checks import check_choice, check_key
 from amortgap.evidence.ais import ais
-from amortgap.evidence.exact import exact
+from amortgap.evidence.exact import check_exact, exact
 from amortgap.evidence.importance import importance
-from amortgap.evidence.quadrature import quadrature
+from amortgap.evidence.quadrature import check_quadrature, quadrature
 from amortgap.evidence.records import Evidence
 
 _FUNCTIONS = {"exact": exact, "quadrature": quadrature, "importance": importance, "ais": ais}
 METHODS = tuple(_FUNCTIONS)
+
+
+def check_method(name: str, method: str, model: Any) -> None:
+    """Refuse a method that is unknown or that this model cannot serve; "auto" chooses one that it can."""
+    check_choice(name, method, ("auto", *METHODS))
+    if method == "exact":
+        check_exact(model)
+    if method == "quadrature":
+        check_quadrature(model)
 
 
 def log_evidence(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_key, check_sizes
+from amortgap._checks import check_count, check_key, check_phi, check_sizes
 from amortgap.families import FullRankNormal, MeanFieldNormal
 
 
@@ -57,8 +57,7 @@ def optimum_excess(
     check_count("num_steps", num_steps)
     if not hasattr(family, "transform"):
         raise ValueError(f"a bound from fixed noise needs family.transform, which {type(family).__name__} lacks")
-    if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    check_phi(phi, family)
     optimiser = optax.lbfgs(memory_size=10, linesearch=optax.scale_by_backtracking_linesearch(15, store_grad=True))
 
     def excess(replicate_key: jax.Array) -> Array:
@@ -96,10 +95,11 @@ def optimum_excess(
 
 
 def excess_is_proven(model: Any, family: Any) -> bool:
-    """Return whether `optimum_excess` finds the global maximum, without which its bound is heuristic.
+    """Return whether `optimum_excess` climbs a concave objective, without which its bound is heuristic.
 
     Where `log p(x, z)` is concave in z and the family is a mean field or full rank normal, the objective is concave in
-    mean and square root of the covariance, for every noise.
+    mean and square root of the covariance, for every noise: L-BFGS then ends at the global maximum, if its steps are
+    enough. From a fit near its optimum the default ones are; from a bad one the bound may fall short.
 
     Args:
       model: a model; it declares a log joint that is concave in z by `log_concave = True`.

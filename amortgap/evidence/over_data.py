@@ -12,10 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_data, check_key, check_sizes, is_concrete, num_rows
-from amortgap._chunks import map_sharded
+from amortgap._checks import (
+    check_count,
+    check_data,
+    check_key,
+    check_phis,
+    check_sizes,
+    is_concrete,
+    num_rows,
+)
+from amortgap._chunks import chosen_devices, map_sharded
 from amortgap.evidence.bidirectional import bidirectional
-from amortgap.evidence.methods import METHODS, log_evidence
+from amortgap.evidence.methods import check_method, log_evidence
 from amortgap.evidence.optimum import optimum_excess
 from amortgap.evidence.pareto import UNRELIABLE
 from amortgap.evidence.records import Evidence, Sandwich
@@ -64,7 +72,7 @@ def evidence_of_data(
     Source: that of the method's own function.
     """
     check_key(key)
-    check_choice("method", method, ("auto", *METHODS))
+    check_method("method", method, model)
     xs = check_data("xs", xs, model)
     if method == "auto":
         method = "exact" if hasattr(model, "log_evidence") else "importance"
@@ -75,7 +83,7 @@ def evidence_of_data(
     if method == "exact":
         family = phis = None
     _check_phis(phis, family, xs)
-    evidence = _evidence(key, phis, xs, model, family, method, _hashable(settings), _devices(devices))
+    evidence = _evidence(key, phis, xs, model, family, method, _hashable(settings), chosen_devices(devices))
     warn_unreliable(evidence)
     return evidence
 
@@ -116,7 +124,7 @@ def evidence_bounds(
     _check_phis(phis, family, xs)
     if latents is not None and jnp.shape(latents) != (num_rows(xs), model.latent_dim):
         raise ValueError(f"latents must have shape {(num_rows(xs), model.latent_dim)}, got {jnp.shape(latents)}")
-    found = _sandwich(key, latents, phis, xs, model, family, _hashable(settings), _devices(devices))
+    found = _sandwich(key, latents, phis, xs, model, family, _hashable(settings), chosen_devices(devices))
     _warn_of_bounds(found)
     return found
 
@@ -155,7 +163,7 @@ def optimum_excess_of_data(
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     _check_phis(phis, family, xs)
-    return _excess(key, phis, xs, model, family, _hashable(settings), _devices(devices))
+    return _excess(key, phis, xs, model, family, _hashable(settings), chosen_devices(devices))
 
 
 def warn_unreliable(evidence: Evidence) -> None:
@@ -198,20 +206,12 @@ def _warn_of_rows(bad: np.ndarray, what: str) -> None:
         warnings.warn(f"{what}: {rows.size} of {bad.size} data, [{shown}]", UnreliableEvidence, stacklevel=4)
 
 
-def _devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
-    chosen = tuple(jax.local_devices() if devices is None else devices)
-    if not chosen:
-        raise ValueError("devices must hold at least one device, got none")
-    return chosen
-
-
 def _check_phis(phis: Any, family: Any, xs: Any) -> None:
     if phis is None:
         return
     if family is None:
         raise ValueError("phis were given without their family")
-    if jnp.shape(phis) != (num_rows(xs), family.size):
-        raise ValueError(f"phis must have shape [N, size] = {(num_rows(xs), family.size)}, got {jnp.shape(phis)}")
+    check_phis("phis", phis, family, num_rows(xs))
 
 
 def _hashable(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -232,10 +232,13 @@ def _evidence(
     key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, method: str, settings: tuple, devices: tuple
 ) -> Evidence:
     options = dict(settings)
+    for name in ("num_nodes", "block_size", "num_samples", "num_chains"):
+        if name in options:
+            check_count(name, options[name])
     # Evaluations of one datum that are in memory together.
     rows = {
         "exact": 1,
-        "quadrature": options.get("num_nodes", 32) ** min(model.latent_dim, 3),
+        "quadrature": options.get("num_nodes", 32) ** model.latent_dim if method == "quadrature" else 1,
         "importance": min(options.get("block_size", 100), options.get("num_samples", 1000)),
         "ais": options.get("num_chains", 16),
     }[method]

@@ -14,10 +14,8 @@ from jaxtyping import Array, Float
 
 from amortgap._checks import check_count, check_key, check_sizes
 from amortgap.evidence.records import Evidence
+from amortgap.objectives import MAX_NODES, MAX_QUADRATURE_DIM
 
-MAX_LATENT_DIM = 3
-# Nodes of one axis; beyond it the outermost weights of the rule leave the range of double precision.
-_MAX_NODES = 128
 # Standard deviations of the posterior that the nodes reach at most.
 _REACH = 10.0
 
@@ -32,6 +30,15 @@ def _rule(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     grid = np.array(list(itertools.product(nodes, repeat=dim)))
     total = np.array(list(itertools.product(log_weights, repeat=dim))).sum(axis=1)
     return grid, total
+
+
+def check_quadrature(model: Any) -> None:
+    """Refuse a model with more latent dimensions than a product rule can serve."""
+    if model.latent_dim > MAX_QUADRATURE_DIM:
+        raise ValueError(
+            f"method 'quadrature' serves latent dimensions up to {MAX_QUADRATURE_DIM}, "
+            f"got model.latent_dim = {model.latent_dim}; use 'importance' or 'ais'"
+        )
 
 
 def quadrature(
@@ -68,13 +75,9 @@ def quadrature(
     Source: Naylor and Smith (1982); Liu and Pierce, "A note on Gauss-Hermite quadrature" (1994).
     """
     check_key(key)
+    check_quadrature(model)
     dim = model.latent_dim
-    if dim > MAX_LATENT_DIM:
-        raise ValueError(
-            f"method 'quadrature' serves latent dimensions up to {MAX_LATENT_DIM}, got model.latent_dim = {dim}; "
-            "use 'importance' or 'ais'"
-        )
-    check_count("num_nodes", num_nodes, minimum=4, maximum=_MAX_NODES)
+    check_count("num_nodes", num_nodes, minimum=4, maximum=MAX_NODES)
     check_count("num_refinements", num_refinements, minimum=0)
     if (family is None) != (phi is None):
         raise ValueError("family and phi belong together: give both or neither")

@@ -71,11 +71,12 @@ def log_mean_error(effective: Float[Array, ""], count: float) -> Float[Array, ""
 def log_mean(log_weights: Float[Array, " K"]) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Return the log of the mean weight, its standard error and the effective sample size."""
     total = logsumexp(log_weights)
-    effective = _effective(total, logsumexp(2 * log_weights))
+    effective = effective_sample_size(total, logsumexp(2 * log_weights))
     return total - jnp.log(float(log_weights.size)), log_mean_error(effective, float(log_weights.size)), effective
 
 
-def _effective(total: Array, total_of_squares: Array) -> Array:
+def effective_sample_size(total: Array, total_of_squares: Array) -> Array:
+    """Return `(sum w)^2 / sum w^2` from the logs of both sums, zero if every weight is zero."""
     # With every weight zero the difference would be -inf - -inf.
     none: Bool[Array, ""] = jnp.isneginf(total)
     return jnp.where(none, 0.0, jnp.exp(2 * jnp.where(none, 0.0, total) - jnp.where(none, 0.0, total_of_squares)))

@@ -1,4 +1,4 @@
-"""Temperatures of annealed importance sampling: 0 = beta_0 < ... < beta_T = 1."""
+"""Temperatures of annealed importance sampling: 0 = beta_0 < ... < beta_{T-1} = 1."""
 
 from __future__ import annotations
 

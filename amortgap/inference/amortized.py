@@ -24,12 +24,12 @@ from amortgap._checks import (
     is_concrete,
     num_rows,
 )
-from amortgap._chunks import map_sharded
+from amortgap._chunks import chosen_devices, map_sharded
 from amortgap.inference import rounds
 from amortgap.inference.amortized_fit import AmortizedFit, Trace
 from amortgap.inference.annealing import Annealed
 from amortgap.inference.full_batch import FullBatch, train_full_batch
-from amortgap.inference.layout import Layout, chosen_devices, mean_over_rows
+from amortgap.inference.layout import Layout, mean_over_rows
 from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
 from amortgap.inference.shared_weights import without_copies
@@ -276,7 +276,8 @@ def _train(
         train_model=train_model,
         entropy_warmup=entropy_warmup,
         num_data=num_rows(xs),
-        devices=chosen_devices(devices, here=not concrete),
+        # Inside a trace the caller has already chosen where to compute.
+        devices=() if devices is None and not concrete else chosen_devices(devices),
     )
     # One flat vector: an optimiser over dozens of small leaves costs more to compile and to dispatch than to compute.
     params, unravel = ravel_pytree((model if settings.train_model else None, encoder))

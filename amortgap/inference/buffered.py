@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_datum, check_key
+from amortgap._checks import check_datum, check_key, check_phi
 from amortgap.inference.refine import check_steps, climb, direction
 
 
@@ -49,8 +49,7 @@ def buffered_bound(
     """
     check_key(key)
     check_steps(model, family, num_steps, learning_rate, 1, optimizer)
-    if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    check_phi(phi, family)
     x = check_datum(x, model)
     change = direction(optimizer, family)
 

@@ -67,14 +67,6 @@ def on_host(leaf: Array) -> np.ndarray:
     return np.asarray(leaf if leaf.is_fully_addressable else process_allgather(leaf, tiled=True))
 
 
-def chosen_devices(devices: Sequence[Any] | None, *, here: bool) -> tuple[Any, ...]:
-    """Return the devices asked for; by default all local ones, or none in particular if `here`."""
-    chosen = tuple(jax.local_devices() if devices is None else devices)
-    if not chosen:
-        raise ValueError("devices must hold at least one device, got none")
-    return () if devices is None and here else chosen
-
-
 def mean_over_rows(function: Callable[..., Array], rows: tuple[Any, ...], devices: tuple[Any, ...]) -> Array:
     """Return the mean of `function` over the rows of all arguments, each device computing an equal share.
 

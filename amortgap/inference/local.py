@@ -21,11 +21,12 @@ from amortgap._checks import (
     is_concrete,
     num_rows,
 )
-from amortgap._chunks import map_data
+from amortgap._chunks import chosen_devices, map_data
 from amortgap._progress import progress_bar
-from amortgap.inference.layout import HostTable, Layout, chosen_devices, on_host, take
+from amortgap.inference.layout import HostTable, Layout, on_host, take
 from amortgap.inference.one_datum import (
     ROUGH_DRAWS,
+    TOLERANCE,
     LocalFit,
     Settings,
     Work,
@@ -57,7 +58,7 @@ def local_vi(
     num_steps: int | None = None,
     warmup_steps: int | None = None,
     num_samples: int = 256,
-    tolerance: float = 0.01,
+    tolerance: float = TOLERANCE,
     max_reruns: int = 3,
 ) -> LocalFit:
     """Maximise the ELBO of one datum over its own variational parameters.
@@ -104,7 +105,6 @@ def local_vi(
       N(1.000, 0.333), converged: True
     """
     check_key(key)
-    x = check_datum(x, model)
     check_sizes(model, family)
     settings = settings_for(
         family,
@@ -136,7 +136,7 @@ def fit_local(
     num_steps: int | None = None,
     warmup_steps: int | None = None,
     num_samples: int = 256,
-    tolerance: float = 0.01,
+    tolerance: float = TOLERANCE,
     max_reruns: int = 3,
     chunk_size: int = 500,
     devices: Sequence[Any] | None = None,
@@ -184,7 +184,7 @@ def fit_local(
         check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
     if init is not None and jnp.shape(init) != (n, family.size):
         raise ValueError(f"init must have shape [N, size] = {(n, family.size)}, got {jnp.shape(init)}")
-    devices = chosen_devices(devices, here=False)
+    devices = chosen_devices(devices)
     judged_again = _most_at_once(family, ROUGH_DRAWS * num_samples)
     rerun_size = min(chunk_size, _RERUN_SIZE, judged_again)
     chunk_size = min(chunk_size, _most_at_once(family, num_samples))

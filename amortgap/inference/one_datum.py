@@ -20,6 +20,8 @@ from amortgap.inference.schedules import cosine
 from amortgap.objectives import elbo, elbo_draws
 
 METHODS = ("auto", "natural_gradient", "newton", "adam")
+# Nats below which a certificate counts as converged, unless the caller says otherwise.
+TOLERANCE = 0.01
 # Gradients in the first round of Newton steps; every further round doubles them.
 _NEWTON_GRADIENTS = 250
 # Of the nats gained between two horizons, the share that may still be missing: the error falls about as one over the

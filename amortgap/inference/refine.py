@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from amortgap._checks import check_choice, check_count, check_datum, check_key, check_positive, check_sizes
+from amortgap._checks import check_choice, check_count, check_datum, check_key, check_phi, check_positive, check_sizes
 from amortgap.families import MeanFieldNormal
 from amortgap.inference.local import LocalFit, local_vi
 from amortgap.objectives import cubature_elbo, elbo
@@ -105,8 +105,7 @@ def refine(
     """
     check_key(key)
     check_steps(model, family, num_steps, learning_rate, num_samples, optimizer)
-    if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+    check_phi(phi, family)
     x = check_datum(x, model)
     change = direction(optimizer, family)
     climbed = partial(value, model=model, family=family, num_samples=num_samples)

@@ -12,7 +12,7 @@ from typing import Any
 
 import amortgap
 from amortgap.report.page import inline_png, write_page
-from amortgap.sweep.records import open_store
+from amortgap.sweep.records import Store
 
 _HASH = re.compile(r"^[0-9a-f]{64}$")
 # Rows of a table in the report; the rest stays in the file beside it.
@@ -44,7 +44,7 @@ def write_sweep(folder: str | os.PathLike[str], path: str | os.PathLike[str] | N
         raise ValueError(f"folder {str(folder)!r} holds no table, figure or sidecar of a sweep")
     facts = sidecars[0] if sidecars else {}
     columns = {name: meaning for sidecar in sidecars for name, meaning in sidecar.get("columns", {}).items()}
-    cells, failed = _cells(folder)
+    cells, failed, left_out = _cells(folder)
     return write_page(
         folder / "report.html" if path is None else path,
         "sweep.html",
@@ -55,6 +55,7 @@ def write_sweep(folder: str | os.PathLike[str], path: str | os.PathLike[str] | N
         facts=[(name, _plain(facts[name])) for name in _FACTS if name in facts],
         cells=cells,
         failed=failed,
+        failed_left_out=left_out,
         figures=[{"name": file.stem.replace("_", " "), "data": inline_png(file.read_bytes())} for file in figures],
         tables=[_table(file, columns) for file in tables],
         config=json.dumps(facts["config"], indent=1) if "config" in facts else None,
@@ -78,18 +79,21 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _cells(folder: Path) -> tuple[list[tuple[str, int]], list[dict[str, str]]]:
-    """Return counts of cells by status, and those that did not finish; nothing without records."""
+def _cells(folder: Path) -> tuple[list[tuple[str, int]], list[dict[str, str]], int]:
+    """Return counts of cells by status, those that are not ok, and how many of these are left out.
+
+    Nothing is made in the folder, which may be read-only, but for damaged records, which are set aside.
+    """
     if not (folder / "cells").is_dir():
-        return [], []
-    records = open_store(folder).records()
+        return [], [], 0
+    records = Store(folder.resolve()).records()
     counts = collections.Counter(record.status for record in records)
     failed = [
         {"status": record.status, "where": json.dumps(record.config), "error": record.error or "no message"}
         for record in records
         if record.status != "ok"
     ]
-    return sorted(counts.items()), failed[:_FAILED]
+    return sorted(counts.items()), failed[:_FAILED], max(len(failed) - _FAILED, 0)
 
 
 def _table(file: Path, columns: dict[str, str]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class CellResult:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One finished cell as stored.
+    """One cell that was tried, as stored.
 
     Attributes:
       hash: key of the cell.

@@ -83,6 +83,9 @@ class DaskExecutor:
                 try:
                     result = self._result(future)
                 except TimeoutError:
+                    # A worker's own error may be one of this class: a folder on the network that timed out.
+                    if future.status == "error":
+                        raise
                     # The result died with its worker; Dask runs the unit again, if there is a worker left.
                     future.add_done_callback(done.put)
                     seen = self._check_workers(seen)

@@ -223,7 +223,8 @@ def read_csv(path: str | pathlib.Path, schema: Schema) -> Table:
 def read_columns(path: str | pathlib.Path, columns: Sequence[Column]) -> Table:
     """The table in a CSV file with exactly these columns, such as `csv_text` writes, with declared types.
 
-    Raises ValueError naming the file if its header is another or a value does not parse.
+    Raises ValueError naming file, line and column if its header is another, a line has too few or too many values, or
+    one does not parse.
     """
     columns = tuple(columns)
     with pathlib.Path(path).open(newline="") as file:
@@ -231,16 +232,28 @@ def read_columns(path: str | pathlib.Path, columns: Sequence[Column]) -> Table:
         declared = [column.name for column in columns]
         if reader.fieldnames != declared:
             raise ValueError(f"{path}: columns {reader.fieldnames} are not those of the schema, {declared}")
-        try:
-            rows = [{column.name: _parsed(line[column.name], column) for column in columns} for line in reader]
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        rows = []
+        for line in reader:
+            # DictReader gathers what is too much under the name None, and gives None for what is missing.
+            if None in line or None in line.values():
+                raise ValueError(f"{path}, line {reader.line_num}: not {len(columns)} values")
+            try:
+                rows.append({column.name: _parsed(line[column.name], column) for column in columns})
+            except ValueError as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     return Table(columns, rows)
 
 
 def _parsed(text: str, column: Column) -> Any:
-    if text == "" and (column.type is not str or not column.key):
+    if text == "" and column.key and column.type is not str:
+        raise ValueError(f"column {column.name} is part of the key and empty")
+    if text == "" and not column.key:
         return None
+    if column.type is bool and text not in ("True", "False"):
+        raise ValueError(f"column {column.name} holds True or False, got {text!r}")
     if column.type is bool:
-        return {"True": True, "False": False}[text]
-    return typing.cast(Any, column.type)(text)
+        return text == "True"
+    try:
+        return typing.cast(Any, column.type)(text)
+    except ValueError as error:
+        raise ValueError(f"column {column.name} holds {column.type.__name__}, got {text!r}") from error

@@ -1,6 +1,7 @@
 """Gaps: exact arithmetic, calibrated standard errors, and nothing clipped."""
 
 import dataclasses
+import inspect
 import re
 
 import jax
@@ -235,3 +236,53 @@ def test_generalization_gap_divides_each_variance_by_its_own_number_of_data():
     found = generalization(train, test)
     want = np.sqrt(np.var(train, ddof=1) / 5 + np.var(test, ddof=1) / 2)
     np.testing.assert_allclose([found.mean, found.data_standard_error], [4.5 - 3.8, want], rtol=1e-5)
+
+
+def test_arithmetic_refuses_what_it_would_broadcast_and_keeps_infinity():
+    infinite = estimate(jnp.array([jnp.inf, 1.0]), jnp.zeros(2))
+    assert all(np.isinf(part) for part in infinite[:4])
+    assert np.isnan(estimate(jnp.array([jnp.nan, 1.0]), jnp.zeros(2)).data_standard_error)
+    # As a user calls them: without the checks of shapes that tests add to every function.
+    for function, *wrong in (
+        (estimate, jnp.ones(3), jnp.ones(1)),
+        (estimate, jnp.ones((3, 1)), jnp.ones((3, 1))),
+        (paired_difference, jnp.ones(3), jnp.ones(1)),
+        (generalization, jnp.ones(1), jnp.ones(3)),
+        (generalization, jnp.ones(3), jnp.ones((3, 2))),
+    ):
+        with pytest.raises(ValueError, match=r"shapes? \("):
+            inspect.unwrap(function)(*wrong)
+
+
+def test_candidates_of_other_data_are_refused(key):
+    phis = jnp.stack([OPTIMUM, SHIFTED], axis=1)
+    given = {"model": MODEL, "family": FAMILY}
+    for wrong in (phis[:4], phis[:, 0], phis[..., :3]):
+        with pytest.raises(ValueError, match=r"phis must have shape \[N, candidates, size\] = \[6, candidates, 4\]"):
+            inspect.unwrap(ag.evaluate_bounds)(key, wrong, XS, **given)
+    with pytest.raises(ValueError, match="block_size must be a whole number"):
+        ag.evaluate_bounds(key, phis, XS, block_size=0, **given)
+    few = ag.evaluate_bounds(key, phis, XS, num_samples=20, chunk_size=4, **given)
+    host = inspect.unwrap(ag.evaluate_bounds)(
+        key, np.asarray(phis), np.asarray(XS), num_samples=20, chunk_size=4, **given
+    )
+    np.testing.assert_array_equal(few.elbo, host.elbo)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"evidence_method": "exakt"}, "evidence_method must be one of .* got 'exakt'"),
+    ({"evidence_method": "quadrature", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=4),
+      "family": ag.families.MeanFieldNormal(4), "encoder": lambda x: jnp.zeros(8)}, "latent dimensions up to 3"),
+    ({"evidence_method": "exact", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=2)}, "log_evidence"),
+    ({"local": local_fit(OPTIMUM[:3])}, r"local.phi must have shape \[N, size\] = \(6, 4\)"),
+    ({"evidence": ag.evidence.exact(XS[0], model=MODEL)}, r"evidence must hold 6 values, got shape \(\)"),
+    ({"family": ag.families.MixtureOfNormals(2, 2), "optimum_samples": 64,
+      "encoder": lambda x: ag.families.MixtureOfNormals(2, 2).standard()}, "optimum_samples needs family.transform"),
+])  # fmt: skip
+def test_nothing_is_fitted_before_everything_is_checked(monkeypatch, key, change, message):
+    def never(*args, **kwargs):
+        raise AssertionError("local VI ran before the arguments were judged")
+
+    monkeypatch.setattr("amortgap.measure.fit_local", never)
+    with pytest.raises(ValueError, match=message):
+        ag.inference_gaps(key, XS, **({"model": MODEL, "family": FAMILY, "encoder": ENCODER} | change))

@@ -222,3 +222,23 @@ def test_findings_weigh_errors():
     doubtful = found.test._replace(gaps=late, evidence_k=np.full(len(found.test.rows), 0.9))
     said = findings(found.train, doubtful, found.generalization, found.latents, 0.1)
     assert {"local optima", "evidence"} <= {finding.name for finding in said}
+
+
+def test_a_remedy_that_fails_does_not_take_the_measurements_along(monkeypatch):
+    def broken(key, place, seconds):
+        raise FloatingPointError("the model's own\nsecond line")
+
+    monkeypatch.setitem(trials.TRIALS, "more training", broken)
+    found = run("healthy", remedies=("more training",))
+    assert dict(found.skipped)["more training"] == "it failed: FloatingPointError: the model's own"
+    assert np.isfinite(found.test.gaps.amortization).all()
+
+
+def test_a_gap_that_is_not_finite_does_not_hide_behind_the_other_part():
+    from amortgap.diagnosis.findings import findings
+
+    found = run("healthy")
+    for broken in (jnp.nan, jnp.inf):
+        gaps = dataclasses.replace(found.train.gaps, elbo_amortized=found.train.gaps.elbo_amortized.at[0].set(-broken))
+        said = findings(found.train._replace(gaps=gaps), found.test, found.generalization, found.latents, 0.1)
+        assert ("amortization", "not resolved") in {(finding.name, finding.status) for finding in said}

@@ -10,8 +10,7 @@ import pytest
 
 import amortgap as ag
 from amortgap.diagnosis import Coverage, Diagnosis, Finding, Latents, Measured, TriedRemedy
-from amortgap.diagnosis.findings import encoder_generalization
-from amortgap.gaps import Gaps, estimate
+from amortgap.gaps import Gaps, estimate, generalization
 from amortgap.sweep import CellResult, Column, Schema, make_cells, open_store, run_cells
 
 HOSTILE = '<script src="https://elsewhere.example/x.js">alert(1)</script>'
@@ -69,7 +68,7 @@ def diagnosis():
     worst = np.argsort(-test.gaps.inference)[:4]
     return Diagnosis(
         findings=(Finding("amortization", f"It loses. {HOSTILE}", "proven"), Finding("evidence", "?", "not resolved")),
-        train=train, test=test, generalization=encoder_generalization(train, test),
+        train=train, test=test, generalization=generalization(train.gaps.amortization, test.gaps.amortization),
         latents=Latents(np.array([0.9, 0.001]), np.array([0.9, 0.4])),
         coverage=Coverage(np.array([0.5, 0.9]), np.array([0.4, 0.8]), np.array([0.02, 0.01])),
         remedies=(

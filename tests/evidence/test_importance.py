@@ -104,6 +104,14 @@ def test_k_hat_is_the_shape_of_pareto_draws_and_the_correlation_of_a_mean_field_
     assert abs(float(pareto_k(log_weights)) - rho) < 0.12
 
 
+def test_k_hat_of_tied_weights_is_no_estimate_and_no_alarm():
+    tied = jnp.log(jnp.where(jnp.arange(1000) < 50, 2.0, 1.0))
+    assert np.isnan(pareto_k(tied))
+    assert np.isneginf(pareto_k(jnp.zeros(1000)))
+    # Beyond the floating range the tail is no tie: the largest weight is all there is.
+    assert np.isposinf(pareto_k(jnp.where(jnp.arange(1000) < 1, 0.0, -1000.0 - jnp.arange(1000.0))))
+
+
 def test_k_hat_matches_maximum_likelihood(key):
     weights = np.asarray(stats.genpareto.rvs(0.5, size=20_000, random_state=3))
     tail = np.sort(weights)[-426:]

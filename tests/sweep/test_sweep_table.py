@@ -210,3 +210,17 @@ def test_a_csv_file_of_another_schema_is_refused_by_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"table\.csv"):
         read_csv(path, SCHEMA)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("0,ok,a,1,test,0.5", "line 2: not 7 values"),
+    ("0,ok,a,1,test,0.5,True,9", "line 2: not 7 values"),
+    ("0,ok,a,1,test,0.5,true", "line 2: column converged holds True or False, got 'true'"),
+    ("0,ok,a,,test,0.5,True", "line 2: column width is part of the key and empty"),
+    ("0,ok,a,one,test,0.5,True", "line 2: column width holds int, got 'one'"),
+])  # fmt: skip
+def test_a_damaged_line_is_refused_by_line_and_column(tmp_path, line, message):
+    path = tmp_path / "table.csv"
+    path.write_text(f"cell,status,family,width,split,gap,converged\n{line}\n")
+    with pytest.raises(ValueError, match=rf"table\.csv, {message}"):
+        read_csv(path, SCHEMA)
