@@ -79,6 +79,8 @@ def capacity(tables: Tables) -> Iterator[str]:
     relative = max(gap / float(row["exact_amortization_gap"]) for gap, row in ladder)
     yield f"All {len(ladder)} measured gaps of rank 0 to 7, train and held-out, lie within {worst:.1f} of their"
     yield f"Monte Carlo standard errors of it and within {relative:.1%}".replace("%", " %")
+    lost = max(float(row["amortization_gap"]) for row in tables.rows(path, model="factor_analysis", capacity=8))
+    yield f"at rank 8 less than {lost + 5e-5:.4f} nats are lost"
     where = {"model": "vae", "encoder": "mlp", "capacity": 256, "depth": 2, "seed": 0, "split": "test"}
     half, most = ({f: tables.value(path, q, family=f, **where) for f in FAMILIES} for q in ("gap_q050", "gap_q095"))
     yield f"loses less than {half['mean_field']:.2f} nats on half of the held-out images"
@@ -96,6 +98,7 @@ def groups(tables: Tables) -> Iterator[str]:
     above, least = (tables.value(path, figure=f"ELBO of fit_local minus SVI, {of}") for of in ("mean", LEAST))
     yield ran(tables, "benchmarks/numpyro_groups.json")
     yield f"{ours:.2f} ms for each of 1000 groups of a NumPyro model where `SVI.run` takes {theirs:.0f} ms"
+    yield f"where `SVI.run` takes {theirs:.0f} ms, {_times(tables):.0f} times as long ([benchmarks]"
     yield f"takes {ours:.2f} ms for each of 1000 groups of a mixed NumPyro model of counts where `SVI.run` takes"
     yield f"{theirs:.0f} ms, {_times(tables):.0f} times as long, and its ELBOs are"
     yield f"{above:.3f} nats higher on average and nowhere more than {-least:.3f} lower"
@@ -195,6 +198,9 @@ def sweeps(tables: Tables) -> Iterator[str]:
     yield f"records of {size:.0f} bytes make {size / 10:.0f} MB"
     yield f"{found:.2f} ms each, {found * 100:.0f} s."
     yield f"{serial * 1e5 / 6e4:.1f} minutes in one process and {dask * 1e5 / 6e4:.0f} minutes with Dask"
+    yield f"that is {1e3 / dask:.0f} cells a second: cells of 10 s keep {round(1e4 / dask, -1):.0f} workers busy"
+    yield f"workers busy, cells of a minute {round(6e4 / dask, -2):.0f}."
+    yield f"cells of {value('one cell, one worker'):.1f} s |"
     grown = value("memory of driver and scheduler per cell")
     yield f"grow by {grown:.1f} kB a cell, {grown / 10:.1f} GB"
 
