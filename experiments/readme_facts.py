@@ -117,8 +117,8 @@ def local_vi(tables: Tables) -> Iterator[str]:
     """Yield those of the benchmark of local VI."""
     path = "benchmarks/local_vi.csv"
 
-    def value(method: str, quantity: str, **where: object) -> float:
-        return tables.value(path, method=method, quantity=quantity, **where)
+    def value(method: str, quantity: str) -> float:
+        return tables.value(path, method=method, quantity=quantity)
 
     before, after = (tables.sidecar("benchmarks/local_vi.json")["load_average"][of][0] for of in ("before", "after"))
     yield f"{machine(tables, 'benchmarks/local_vi.json')} (two for the sharded row)"
