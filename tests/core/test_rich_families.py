@@ -270,7 +270,7 @@ def test_richer_family_never_has_the_larger_gap(key):
 def test_draws_of_the_mixture_have_its_moments(key):
     family = F.MixtureOfNormals(2, 3)
     phi, n = some_phi(family, size=1.0).astype(jnp.float32), 20_000
-    zs, log_qs = jax.vmap(family.sample_and_log_prob, (0, None))(jax.random.split(key, n), phi)
+    zs, log_qs = jax.jit(jax.vmap(family.sample_and_log_prob, (0, None)))(jax.random.split(key, n), phi)
     log_weights, means, log_scales = family.unpack(phi)
     mean = jnp.exp(log_weights) @ means
     variance = jnp.exp(log_weights) @ (jnp.exp(2 * log_scales) + means**2) - mean**2

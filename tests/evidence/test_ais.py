@@ -16,6 +16,7 @@ from amortgap.evidence.bidirectional import _long_run
 from amortgap.evidence.hmc import make_path, place, transition
 
 
+@pytest.mark.slow
 def test_sandwich_holds_in_expectation_and_its_weights_are_unbiased(factor_analysis, key):
     """`E[w] = p(x)` forward and `E[1 / w] = 1 / p(x)` backward, over data enough to see the bias of either side."""
     simulated = ag.diagnostics.simulate(jax.random.key(7), model=factor_analysis, num_data=480)
@@ -256,6 +257,7 @@ def test_likelihoods_of_zero_weigh_nothing_and_data_out_of_reach_are_named(key):
     assert np.isneginf(bounds.lower[1]) and np.all(np.isfinite(bounds.lower[jnp.array([0, 2])]))
 
 
+@pytest.mark.slow
 def test_adaptive_temperatures_leave_the_weights_unbiased(factor_analysis, simulated, key):
     """They are fixed by a pilot run of other chains: `E[w] = p(x)` over one hundred and twenty data."""
     found = ag.evidence_of_data(

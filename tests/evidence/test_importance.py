@@ -258,6 +258,7 @@ for one, two in zip(jax.tree.leaves(anneal(jax.devices()[:1])), jax.tree.leaves(
 """
 
 
+@pytest.mark.slow
 def test_two_devices_give_what_one_gives():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     done = subprocess.run([sys.executable, "-c", DEVICES], check=False, env=os.environ | {"XLA_FLAGS": flags})

@@ -9,6 +9,7 @@ from scipy import integrate
 import amortgap as ag
 
 
+@pytest.mark.slow
 def test_factor_analysis(factor_analysis, simulated, optima, key):
     found = ag.evidence_of_data(
         key,

@@ -120,6 +120,7 @@ def test_claims_follow_the_numbers_and_say_what_is_missing():
     assert decisive["value"] == pytest.approx(-0.5) and decisive["high"] < -0.4
 
 
+@pytest.mark.slow
 def test_trained_models_are_kept_and_refused_when_they_do_not_fit(tmp_path):
     from studies.cremer2018.models import main_training, trained
     from studies.cremer2018.study import Study

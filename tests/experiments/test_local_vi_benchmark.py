@@ -85,6 +85,7 @@ def test_committed_results_answer_every_goal():
     assert {row["method"] for row in rows if row["quantity"] == "gap to the best, nats"} > METHODS
 
 
+@pytest.mark.slow
 def test_every_method_climbs_the_same_bound():
     """From one start towards one optimum, each by its own code: the ELBO of all must rise, to about the same place."""
     import local_vi_methods

@@ -60,6 +60,7 @@ def test_counter_examples_and_published_loss():
     assert row("p", "m", "q", 2.0, **at_most(1.0, 2.0))["met"] is False and row("p", "m", "q", 2.0)["met"] is None
 
 
+@pytest.mark.slow
 def test_saw_series_reaches_its_exact_values(x64):
     from studies.when_and_why.saw import saw_exact
     from studies.when_and_why.study import Study

@@ -89,6 +89,7 @@ def test_with_theta_fixed_the_local_part_is_the_sum_of_one_datum_elbos(key, x64)
     assert float(exact) == pytest.approx(float(sum(each)), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_local_vi_and_amortized_vi_at_fixed_theta_reach_the_newton_optimum(key):
     from amortgap.inference import local_optima
 

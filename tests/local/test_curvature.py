@@ -200,6 +200,7 @@ def test_couplings_are_the_mixed_second_derivatives_of_the_elbo():
     assert max(float(jnp.max(jnp.abs(part))) for part in couplings(sweep, precision)) < 1e-5
 
 
+@pytest.mark.slow
 def test_certificate_of_a_funnel_is_the_decrement_of_the_joint_hessian():
     def negative(phi):
         return -funnel_elbo(phi[:3], phi[3:])

@@ -66,6 +66,7 @@ def test_full_rank_solves_condition_1e4(key):
     assert np.all(np.abs(missing) < 0.01 + 5 * fit.standard_error)
 
 
+@pytest.mark.slow
 def test_reruns_touch_only_the_data_that_missed(key):
     first = ag.fit_local(key, XS, model=MODEL, family=FAMILY, max_reruns=0, tolerance=1.0)
     fit = ag.fit_local(key, XS, model=MODEL, family=FAMILY, tolerance=float(np.median(first.suboptimality)))
@@ -88,6 +89,7 @@ PAIR = ag.families.MeanFieldNormal(2)
 SHIFTS = jnp.linspace(0.5, 3, 11)[:, None]
 
 
+@pytest.mark.slow
 def test_nan_for_some_latents_spoils_neither_the_datum_nor_its_chunk(key):
     def holed(z, x):
         # Datum 4 has no likelihood far to the left, where a few warm-up draws fall but the posterior does not.
@@ -217,6 +219,7 @@ def test_bad_settings(key, settings, message):
         ag.fit_local(key, SHIFTS, **{"model": SMALL, "family": PAIR, **settings})
 
 
+@pytest.mark.slow
 def test_inside_jit_every_datum_is_still_taken_up_again(key):
     fit = jax.jit(lambda key, xs: ag.fit_local(key, xs, model=MODEL, family=FAMILY, num_samples=64))(key, XS[:2])
     assert fit.converged.all()

@@ -125,6 +125,7 @@ def test_gradient_through_refinement_is_that_of_finite_differences(x64):
     assert np.abs(gradient - direct).max() > 0.05, "a gradient that stops at the steps would pass"
 
 
+@pytest.mark.slow
 def test_semi_amortized_training_lowers_the_gap_after_refinement():
     refinement = {"refine_rate": 0.3, "refine_samples": 0, "refine_optimizer": "natural"}
     fit = I.semi_amortized_vi(
@@ -177,6 +178,7 @@ def test_buffered_bound_is_unbiased_for_the_evidence_and_above_the_elbo():
     assert values.mean() < FA.log_evidence(x) + 5 * values.std() / n**0.5
 
 
+@pytest.mark.slow
 def test_iterative_inference_beats_every_direct_encoder_of_its_size():
     # Forty features, two latents: a direct encoder of no more weights has a bottleneck of one, whose gap is known.
     rng = np.random.default_rng(1)

@@ -32,6 +32,7 @@ def test_local_vi_from_starts_finds_both_modes_with_a_mixture():
     assert BIMODAL.log_evidence(x) - single.elbo > 0.2
 
 
+@pytest.mark.slow
 def test_recursive_mixture_adds_what_one_component_lacks():
     xs = jnp.linspace(-1, 1, 12)[:, None]
     settings = {"model": BIMODAL, "latent_dim": 1, "num_steps": 300, "batch_size": 12, "learning_rate": 0.03}

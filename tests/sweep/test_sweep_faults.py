@@ -86,6 +86,7 @@ def test_two_interrupts_stop_now(drive, interrupt, assert_no_process_left, threa
     assert_no_process_left(process)
 
 
+@pytest.mark.slow
 def test_a_termination_request_stops_like_an_interrupt(drive):
     """What a batch system sends before it kills."""
     sweep = drive("stopped", "--cell.seconds", "0.3")
@@ -96,6 +97,7 @@ def test_a_termination_request_stops_like_an_interrupt(drive):
     assert sorted(sweep.rows()) == [0]
 
 
+@pytest.mark.slow
 def test_two_sweeps_in_one_folder_both_succeed(drive):
     sweep = drive("shared", "--cells", "30", "--cell.seconds", "0.02")
     other = drive("shared", "--cells", "40", "--cell.seconds", "0.02")
