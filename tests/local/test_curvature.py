@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import amortgap as ag
 from amortgap.inference.certificate import certify, couplings
