@@ -46,9 +46,8 @@ OBJECTIVES = ("sleep", "reverse half-asleep", "IWAE", "denoising", "weight norm"
 def refined(tables: Tables, folder: str, places: int) -> str:
     """Return what five refinement steps remove of what local VI removes."""
     removed = Removed(tables, folder, places)
-    return " of ".join(
-        f"{float(removed.row(*which)['removed']):.{places}f}" for which in (("refine", 5), ("local VI",))
-    )
+    rows = removed.row("refine", 5), removed.row("local VI")
+    return " of ".join(f"{float(row['removed']):.{places}f}" for row in rows)
 
 
 def remedies(tables: Tables) -> Iterator[str]:
@@ -200,7 +199,10 @@ def when_and_why(tables: Tables) -> Iterator[str]:
     def numbers(start: str, pattern: str) -> tuple[str, ...]:
         """Return the numbers in the evidence of the only claim that starts so."""
         (row,) = (row for row in claims if row["claim"].startswith(start))
-        return re.search(pattern, row["evidence"]).groups()
+        found = re.search(pattern, row["evidence"])
+        if found is None:
+            raise LookupError(f"{pattern!r} is not in {row['evidence']!r}")
+        return found.groups()
 
     noise, published = numbers("trained encoders reach", r"leaves F-VI (\S+) nats .*published: ([\d.]+)\)")
     yield f"leaves {noise} nats (published value: {published})"
