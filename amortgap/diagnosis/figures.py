@@ -8,32 +8,35 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from amortgap.figures import PALETTE, style
+from amortgap.figures import PALETTE, SPLITS, style, zero_line
 
 if TYPE_CHECKING:
     from amortgap.diagnosis.record import Diagnosis
 
-_PARTS = (("approximation", "#999999"), ("amortization", "#0072B2"))
+_GAPS = ("approximation", "amortization")
+_NAMES = {"train": "training data", "test": "held-out data"}
 
 
 def distribution(diagnosis: Diagnosis) -> Figure:
     """Return the share of data whose gap is below a value, for both gaps on both parts of the data."""
     with style():
         figure, axes = plt.subplots(1, 2, figsize=(6.75, 2.4), layout="constrained")
-        for ax, (name, _) in zip(axes, _PARTS, strict=True):
-            for part, label in (("train", "training data"), ("test", "held-out data")):
+        for ax, name in zip(axes, _GAPS, strict=True):
+            for part, line in SPLITS.items():
                 values = np.sort(np.asarray(getattr(getattr(diagnosis, part).gaps, name), float))
                 values = values[np.isfinite(values)]
                 if not values.size:
                     continue
                 shares = np.arange(1, len(values) + 1) / len(values)
-                ax.step(values, shares, where="post", color=PALETTE[part], label=label)
-                ax.axvline(values.mean(), color=PALETTE[part], linewidth=0.8, linestyle=":")
-            ax.axvline(0.0, color="#000000", linewidth=0.7)
+                ax.step(values, shares, where="post", color=PALETTE[name], linestyle=line, label=_NAMES[part])
+                mean = values.mean()
+                face = PALETTE[name] if part == "train" else PALETTE["paper"]
+                ax.plot(mean, np.mean(values <= mean), "o", color=PALETTE[name], markerfacecolor=face)
+            zero_line(ax, upright=True)
             ax.set_xlabel(f"{name} gap of a datum (nats)")
             ax.set_ylim(0, 1.02)
         axes[0].set_ylabel("share of data below")
-        axes[1].legend(loc="lower right", title="dotted: means")
+        axes[1].legend(loc="lower right", title="circles: means")
     return figure
 
 
@@ -41,20 +44,20 @@ def quality(diagnosis: Diagnosis) -> Figure:
     """Return the calibration of the encoder's q beside what each latent tells of the data."""
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(6.75, 2.4), layout="constrained")
-        left.plot([0, 1], [0, 1], color="#000000", linewidth=0.7)
+        left.plot([0, 1], [0, 1], color=PALETTE["ink"], linewidth=0.7)
         if diagnosis.coverage is None:
             left.text(0.5, 0.5, "not measured", ha="center", transform=left.transAxes)
         else:
             levels, share, error = diagnosis.coverage
-            left.errorbar(levels, share, yerr=2 * error, color=PALETTE["test"], marker="o", capsize=2)
+            left.errorbar(levels, share, yerr=2 * error, color=PALETTE["encoder"], marker="o", capsize=2)
         left.set(xlabel="nominal mass of the region of q", ylabel="posterior mass inside", xlim=(0, 1), ylim=(0, 1.02))
         order = np.argsort(-diagnosis.latents.local)
         places = np.arange(len(order))
-        right.bar(places, diagnosis.latents.local[order], color="#cccccc", label="local optima")
+        right.bar(places, diagnosis.latents.local[order], color=PALETTE["local"], alpha=0.45, label="local optima")
         right.plot(
             places,
             diagnosis.latents.encoder[order],
-            color=PALETTE["test"],
+            color=PALETTE["encoder"],
             marker="o",
             linestyle="none",
             label="encoder",
@@ -84,14 +87,14 @@ def remedies(diagnosis: Diagnosis) -> Figure:
         low = -1.2 * top
         for place, (one, gain, half) in enumerate(zip(ordered, gains, halves, strict=True)):
             shown = max(gain, low) if np.isfinite(gain) else low
-            fill = "none" if one.limit else (PALETTE["local"] if gain < 0 else PALETTE["low_rank"])
-            ax.barh(place, shown, color=fill, edgecolor="#777777" if one.limit else fill, height=0.65)
+            fill = "none" if one.limit else PALETTE["constant" if gain < 0 else "amortization"]
+            ax.barh(place, shown, color=fill, edgecolor=PALETTE["guide"] if one.limit else fill, height=0.65)
             if shown == gain:
-                ax.errorbar(gain, place, xerr=half, color="#000000", linewidth=0.9, capsize=2)
+                ax.errorbar(gain, place, xerr=half, color=PALETTE["ink"], linewidth=0.9, capsize=2)
             else:
-                ax.text(low, place, f" {gain:.3g}", va="center", color="#ffffff", fontsize=7)
+                ax.text(low, place, f" {gain:.3g}", va="center", color=PALETTE["paper"], fontsize=7)
         ax.set_yticks(range(len(ordered)), [f"limit: {one.name}" if one.limit else one.name for one in ordered])
-        ax.axvline(0.0, color="#000000", linewidth=0.7)
+        zero_line(ax, upright=True)
         ax.set_xlim(left=max(low * 1.02, min(-0.02 * top, float(np.min(finite, initial=0.0)) * 1.3)))
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("nats removed from the inference gap of held-out data")

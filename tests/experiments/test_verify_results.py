@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "verify_results.py"
@@ -134,6 +135,17 @@ def test_another_machine_or_time_in_a_sidecar_is_found(verify, committed, pages,
     monkeypatch.setattr(type(tables), "sidecar", other)
     differences = " ".join(verify.text(tables, pages))
     assert differences.count("of an abacus") == 11
+
+
+def test_every_committed_figure_is_saved_in_the_style_sheet(committed):
+    pdfs, pngs = (sorted((committed / "results").rglob(f"*.{kind}")) for kind in ("pdf", "png"))
+    assert len(pdfs) >= 12
+    assert [path.stem for path in pdfs] == [path.stem for path in pngs]
+    # Type 3 fonts are what matplotlib embeds outside the style sheet; journals refuse them.
+    assert [path.name for path in pdfs if b"/Type3" in path.read_bytes()] == []
+    for path in pngs:
+        with Image.open(path) as picture:
+            assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1), path
 
 
 @pytest.mark.slow

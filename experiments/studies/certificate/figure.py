@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import SymmetricalLogLocator
+from matplotlib.ticker import NullLocator
 
-from amortgap.figures import save, style
+from amortgap.figures import PALETTE, save, style
 from amortgap.sweep import Column, Schema, read_csv
 
 SCHEMA = Schema(
@@ -51,32 +53,49 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
+@style()
 def certificate_figure(rows: list[dict[str, Any]]) -> Figure:
     """Return estimated against true nats, one panel a model, logarithmic beyond a thousandth; the bar is two errors."""
     names = sorted({row["model"] for row in rows})
-    with style():
-        figure, axes = plt.subplots(
-            1, max(len(names), 1), figsize=(2.7 * max(len(names), 1), 2.9), layout="constrained", squeeze=False
+    lines = max(-(-len(names) // 2), 1)
+    figure, axes = plt.subplots(lines, 2, figsize=(6.75, 2.9 * lines), layout="constrained", squeeze=False)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes.flat, names, strict=False):
+        part = [row for row in rows if row["model"] == name and row["estimated"] is not None]
+        true, estimated, error = (
+            np.array([row[column] for row in part]) for column in ("true", "estimated", "standard_error")
         )
-        for ax, name in zip(axes[0], names, strict=False):
-            part = [row for row in rows if row["model"] == name and row["estimated"] is not None]
-            true, estimated, error = (
-                np.array([row[column] for row in part]) for column in ("true", "estimated", "standard_error")
-            )
-            ax.errorbar(
-                true, estimated, 2 * error, fmt="o", markersize=2.5, elinewidth=0.6, color="#0072B2", linestyle="none"
-            )
-            ends = np.array([0.0, max(true.max(initial=0.0), 2 * TOLERANCE) * 1.5])
-            ax.plot(ends, ends, color="#000000", linewidth=0.7)
-            for place in (ax.axhline, ax.axvline):
-                place(TOLERANCE, color="#777777", linewidth=0.7, linestyle=":")
-            for scale, axis in ((ax.set_xscale, ax.xaxis), (ax.set_yscale, ax.yaxis)):
-                scale("symlog", linthresh=1e-3)
-                axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1e-3))
-                axis.get_major_locator().set_params(numticks=6)
-            ax.set_xlim(-5e-4, 1.2 * ends[1])
-            ax.set_ylim(-2e-2, 1.2 * max(ends[1], estimated.max(initial=0.0)))
-            ax.set_title(name, fontsize=7)
-            ax.set_xlabel("nats missed")
-        axes[0][0].set_ylabel("nats missed, estimated")
+        ax.errorbar(
+            true, estimated, 2 * error, fmt="o", markersize=2.5, elinewidth=0.6, color=PALETTE["local"], alpha=0.7
+        )
+        end = 1.5 * max(true.max(initial=0.0), 2 * TOLERANCE)
+        ax.plot([0, end], [0, end], color=PALETTE["ink"], linewidth=0.7, zorder=3)
+        for place in (ax.axhline, ax.axvline):
+            place(TOLERANCE, color=PALETTE["guide"], linewidth=0.8, linestyle=":")
+        _scales(ax, end, max(end, (estimated + 2 * error).max(initial=0.0)), (estimated - 2 * error).min(initial=0.0))
+        ax.set_title(re.sub(r"10\^(\d+)", r"$10^{\1}$", name))
+    for ax in axes[-1]:
+        ax.set_xlabel("missed (nats)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("missed, estimated (nats)")
+    axes[0][0].annotate(
+        "tolerance", (1.0, TOLERANCE), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+        ha="right", fontsize=7, color=PALETTE["guide"],
+    )  # fmt: skip
     return figure
+
+
+def _scales(ax: Axes, right: float, top: float, low: float) -> None:
+    """Scale both axes alike, linear within a thousandth, with a label at every decade that leaves room for it."""
+    linear = 1e-3
+    decades = np.log10(max(right, top) / linear)
+    powers = range(-3, int(np.floor(np.log10(max(right, top)))) + 1, 1 if decades <= 4 else 2)
+    above = [10.0**power for power in powers]
+    for scale, axis in ((ax.set_xscale, ax.xaxis), (ax.set_yscale, ax.yaxis)):
+        scale("symlog", linthresh=linear)
+        below = [-value for value in above if value <= -low] if axis is ax.yaxis else []
+        axis.set_ticks([*below, 0.0, *above])
+        axis.set_minor_locator(NullLocator())
+    ax.set_xlim(-3e-4, 1.2 * right)
+    ax.set_ylim(min(1.2 * low, -3e-4), 1.2 * top)

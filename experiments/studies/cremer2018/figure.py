@@ -9,11 +9,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from amortgap.figures import save, style, zero_line
+from amortgap.figures import PALETTE, save, style, zero_line
 from amortgap.sweep import read_csv
 from amortgap.sweep.files import write_atomic
 from amortgap.sweep.table import Table, csv_text, read_columns
@@ -22,8 +23,15 @@ from studies.cremer2018.parts import PARTS, TABLES
 from studies.cremer2018.study import ENCODER, IMAGES, PICTURE, PICTURED, SCHEMA
 
 Rows = list[dict[str, Any]]
-COLOURS = {"approximation gap": "#009E73", "amortization gap": "#0072B2"}
-LINES = {"log p(x)": "#000000", "local": "#009E73", ENCODER: "#0072B2"}
+COLOURS = {"approximation gap": PALETTE["approximation"], "amortization gap": PALETTE["amortization"]}
+LINES = {"log p(x)": PALETTE["exact"], "local": PALETTE["local"], ENCODER: PALETTE["encoder"]}
+MARKS = {"log p(x)": "o", "local": "^", ENCODER: "s"}
+# From white to the colour of whoever infers: the posterior itself, the encoder, one fit for every image.
+SHADES = dict(zip(PICTURED, ("exact", "encoder", "local", "local"), strict=True))
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "_": {"markersize": 10, "markeredgewidth": 1.8},
+    "D": {"markersize": 4.5, "markeredgewidth": 1.2, "markerfacecolor": PALETTE["paper"]},
+}
 NAMES = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
@@ -71,7 +79,7 @@ def _pick(rows: Rows, **where: Any) -> Rows:
 
 def _legend(figure: Figure, more: list[Any]) -> None:
     handles = [Patch(color=colour, label=gap) for gap, colour in COLOURS.items()]
-    figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=4)
+    figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=2)
 
 
 def _stack(ax: Axes, x: float, rows: Rows, *, pale: bool) -> None:
@@ -82,69 +90,73 @@ def _stack(ax: Axes, x: float, rows: Rows, *, pale: bool) -> None:
         if not found or found[0]["ours"] is None:
             continue
         row = found[0]
-        ax.bar(x, row["ours"], 0.8, bottom=bottom, color=colour, alpha=0.45 if pale else 0.9)
+        ax.bar(x, row["ours"], 0.8, bottom=bottom, color=colour, alpha=0.5 if pale else 1.0)
         bottom += row["ours"]
         half = 0.5 * (row["high"] - row["low"])
         if math.isfinite(half):
-            ax.errorbar(x, bottom, half, color="#000000", linewidth=0.8, capsize=2)
+            ax.errorbar(x, bottom, half, color=PALETTE["ink"], linewidth=0.8, capsize=2)
     published = [_pick(rows, quantity=gap)[0]["published_recalled"] for gap in ("approximation gap", "inference gap")]
-    for value, mark in zip(published, ("_", "D"), strict=True):
+    for value, mark in zip(published, PUBLISHED, strict=True):
         if value is not None:
-            ax.plot(x, value, mark, color="#D55E00", markersize=9 if mark == "_" else 4, markerfacecolor="none")
+            ax.plot(x, value, mark, color=PALETTE["published"], **PUBLISHED[mark])
 
 
+@style()
 def gaps_figure(tables: Rows) -> Figure:
     """Return approximation and amortization gap of every model of the three tables, published ones beside them."""
-    data = list(dict.fromkeys(row["data"] for row in tables))
-    with style():
-        figure, axes = plt.subplots(
-            max(len(data), 1), 3, figsize=(7.6, 2.3 * max(len(data), 1) + 0.5), layout="constrained", squeeze=False
-        )
-        for line, name in zip(axes, data, strict=False):
-            for ax, experiment in zip(line, TABLES, strict=True):
-                found = _pick(tables, data=name, table=experiment)
-                models = [(model, split) for model in ("FFG", "AF") for split in ("train", "test")]
-                for x, (model, split) in enumerate(models):
-                    rows = _pick(found, model=model, split=split)
-                    if rows:
-                        _stack(ax, x, rows, pale=split == "test")
-                ax.set_xticks(range(4), [f"{model}\n{split}" for model, split in models])
-                ax.set_title(f"{NAMES[name]}: {experiment.replace('-', ' ')}")
-                ax.set_ylabel("gap, nats")
-                zero_line(ax)
-        marks = [("_", "published approximation (recalled)"), ("D", "published inference (recalled)")]
-        _legend(figure, [
-            Line2D([], [], color="#D55E00", marker=mark, linestyle="none", markerfacecolor="none", label=label)
-            for mark, label in marks
-        ])  # fmt: skip
+    data = sorted({row["data"] for row in tables}, key=list(NAMES).index)
+    lines = max(len(data), 1)
+    figure, axes = plt.subplots(
+        lines, 3, figsize=(6.75, 2.3 * lines + 0.5), layout="constrained", sharey="row", squeeze=False
+    )
+    for line, name in zip(axes, data, strict=False):
+        for ax, experiment in zip(line, TABLES, strict=True):
+            found = _pick(tables, data=name, table=experiment)
+            models = [(model, split) for model in ("FFG", "AF") for split in ("train", "test")]
+            for x, (model, split) in enumerate(models):
+                rows = _pick(found, model=model, split=split)
+                if rows:
+                    _stack(ax, x, rows, pale=split == "test")
+            ax.set_xticks(range(4), [f"{model}\n{split}" for model, split in models])
+            ax.grid(axis="x", visible=False)
+            ax.set_title(f"{NAMES[name]}: {experiment.replace('-', ' ')}")
+            zero_line(ax)
+        line[0].set_ylabel("gap (nats)")
+    labels = ("published approximation gap (recalled)", "published inference gap (recalled)")
+    _legend(figure, [
+        Line2D([], [], color=PALETTE["published"], marker=mark, linestyle="none", label=label, **PUBLISHED[mark])
+        for mark, label in zip(PUBLISHED, labels, strict=True)
+    ])  # fmt: skip
     return figure
 
 
+@style()
 def decoders_figure(table: Rows) -> Figure:
     """Return gaps against the decoder's depth, and of encoders without hidden layer on a frozen decoder."""
-    with style():
-        figure, axes = plt.subplots(1, 2, figsize=(6.2, 2.8), layout="constrained")
-        sized = _pick(table, experiment="decoder-size", split="train")
-        data = sized[0]["data"] if sized else ""
-        middle = _pick(table, experiment="inference-gaps", data=data, model="FFG", split="train")
-        depths = sorted({int(row["variant"].split()[0]) for row in sized} | ({2} if middle else set()))
-        for x, depth in enumerate(depths):
-            rows = _pick(sized, variant=f"{depth} hidden layers")
-            _stack(axes[0], x, [_plain(row) for row in rows or middle], pale=False)
-        axes[0].set_xticks(range(len(depths)), [str(depth) for depth in depths])
-        axes[0].set_xlabel("hidden layers of the decoder")
-        axes[0].set_title(f"{NAMES.get(data, data)}: decoder size, FFG")
-        frozen = _pick(table, experiment="frozen-decoder", split="train")
-        families = list(dict.fromkeys(row["variant"] for row in frozen))
-        for x, family in enumerate(families):
-            _stack(axes[1], x, [_plain(row) for row in _pick(frozen, variant=family)], pale=False)
-        axes[1].set_xticks(range(len(families)), families)
-        axes[1].set_xlabel("family of the encoder without hidden layer")
-        axes[1].set_title("frozen decoder")
-        for ax in axes:
-            ax.set_ylabel("gap, nats")
-            zero_line(ax)
-        _legend(figure, [])
+    figure, axes = plt.subplots(1, 2, figsize=(6.75, 2.8), layout="constrained")
+    sized = _pick(table, experiment="decoder-size", split="train")
+    data = sized[0]["data"] if sized else ""
+    middle = _pick(table, experiment="inference-gaps", data=data, model="FFG", split="train")
+    depths = sorted({int(row["variant"].split()[0]) for row in sized} | ({2} if middle else set()))
+    for x, depth in enumerate(depths):
+        rows = _pick(sized, variant=f"{depth} hidden layers")
+        _stack(axes[0], x, [_plain(row) for row in rows or middle], pale=False)
+    axes[0].set_xticks(range(len(depths)), [str(depth) for depth in depths])
+    axes[0].set_xlabel("hidden layers of the decoder")
+    axes[0].set_title(f"{NAMES.get(data, data)}: decoder size, FFG")
+    frozen = _pick(table, experiment="frozen-decoder", split="train")
+    order = {"FFG": 0, "AF": 1, "Flow": 2}
+    families = sorted({row["variant"] for row in frozen}, key=lambda family: (order.get(family, 3), family))
+    for x, family in enumerate(families):
+        _stack(axes[1], x, [_plain(row) for row in _pick(frozen, variant=family)], pale=False)
+    axes[1].set_xticks(range(len(families)), families)
+    axes[1].set_xlabel("family of the encoder without hidden layer")
+    axes[1].set_title(f"{NAMES[frozen[0]['data']] if frozen else ''}: frozen decoder")
+    for ax in axes:
+        ax.set_ylabel("gap (nats)")
+        ax.grid(axis="x", visible=False)
+        zero_line(ax)
+    _legend(figure, [])
     return figure
 
 
@@ -155,60 +167,64 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {"quantity": row["quantity"], "ours": mean, "low": low, "high": high, "published_recalled": None}
 
 
+@style()
 def training_figure(table: Rows) -> Figure:
     """Return log p(x), the local and the encoder's ELBO against training steps: 2 x 4 panels, train and held out."""
     rows = _pick(table, experiment="over-training")
     models = list(dict.fromkeys((row["model"], row["variant"]) for row in rows))
-    with style():
-        columns = max(len(models), 1)
-        figure, axes = plt.subplots(
-            2, columns, figsize=(2.2 * columns + 0.6, 4.4), layout="constrained", sharey="row", squeeze=False
-        )
-        for column, (model, variant) in zip(axes.T, models, strict=False):
-            for ax, split in zip(column, ("train", "test"), strict=True):
-                for name, quantity in (("log p(x)", "log p(x)"), ("local", f"L[q*_{model}]"), (ENCODER, ENCODER)):
-                    found = sorted(
-                        (row["step"], row["mean"], row["standard_error"] or 0.0)
-                        for row in _pick(rows, model=model, variant=variant, split=split, quantity=quantity)
-                        if row["mean"] is not None
-                    )
-                    if found:
-                        steps, means, _ = map(np.array, zip(*found, strict=True))
-                        ax.plot(steps, means, "o-", markersize=2.5, color=LINES[name], label=name)
-                ax.set_title(f"{variant or model}, {'training' if split == 'train' else 'held-out'} images")
-                ax.set_xlabel("training steps")
-        for ax in axes[:, 0]:
-            ax.set_ylabel("nats per image")
-        labels = {"log p(x)": "log p(x)", "local": "L[q*]", ENCODER: "L[q]"}
-        figure.legend(
-            handles=[Line2D([], [], color=LINES[n], marker="o", markersize=2.5, label=labels[n]) for n in LINES],
-            loc="outside lower center", ncols=3,
-        )  # fmt: skip
+    columns = max(len(models), 1)
+    figure, axes = plt.subplots(
+        2, columns, figsize=(6.75, 4.2), layout="constrained", sharex=True, sharey="row", squeeze=False
+    )
+    for column, (model, variant) in zip(axes.T, models, strict=False):
+        for ax, split in zip(column, ("train", "test"), strict=True):
+            for name, quantity in (("log p(x)", "log p(x)"), ("local", f"L[q*_{model}]"), (ENCODER, ENCODER)):
+                found = sorted(
+                    (row["step"] / 1000, row["mean"], row["standard_error"] or 0.0)
+                    for row in _pick(rows, model=model, variant=variant, split=split, quantity=quantity)
+                    if row["mean"] is not None
+                )
+                if found:
+                    steps, means, errors = map(np.array, zip(*found, strict=True))
+                    # Images differ alike under all three: the band is that of the mean, not of their differences.
+                    ax.fill_between(steps, means - errors, means + errors, color=LINES[name], alpha=0.12, linewidth=0)
+                    ax.plot(steps, means, marker=MARKS[name], markersize=3, color=LINES[name])
+            ax.set_title(f"{variant or model}, {'training' if split == 'train' else 'held out'}")
+        column[1].set_xlabel("thousand training steps")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("mean over images (nats)")
+    labels = {"log p(x)": "log p(x)", "local": "L[q*], local", ENCODER: "L[q], encoder"}
+    handles: list[Any] = [
+        Line2D([], [], color=LINES[name], marker=MARKS[name], markersize=3, label=labels[name]) for name in LINES
+    ]
+    handles.append(Patch(color=PALETTE["guide"], alpha=0.25, linewidth=0, label="1 SE of the mean over images"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
+@style()
 def posteriors_figure(picture: Rows) -> Figure:
     """Return the posteriors of images with two latents: true, amortized normal, best normal, best flow."""
     images = sorted({row["image"] for row in picture})
-    with style():
-        figure, axes = plt.subplots(
-            4, max(len(images), 1), figsize=(6.0, 6.2), layout="constrained", squeeze=False, sharex="col", sharey="col"
-        )
-        for column, image in zip(axes.T, images, strict=False):
-            rows = _pick(picture, image=image)
-            first, second = (np.unique([row[axis] for row in rows]) for axis in ("z1", "z2"))
-            top = max(row[PICTURED[0]] for row in rows)
-            for ax, method in zip(column, PICTURED, strict=True):
-                lowest = -1e30
-                values = np.array([lowest if row[method] is None else row[method] for row in rows])
-                grid = values.reshape(len(first), len(second))
-                # The same levels in every picture: densities, not shapes, are compared.
-                ax.contourf(
-                    first, second, np.exp(grid - top).T, levels=np.linspace(0.05, 1.6, 12), cmap="Blues", extend="max"
-                )
-                ax.set_xticks([])
-                ax.set_yticks([])
-            column[0].set_title(f"image {image}")
-        for ax, method in zip(axes[:, 0], PICTURED, strict=True):
-            ax.set_ylabel(method)
+    figure, axes = plt.subplots(
+        4, max(len(images), 1), figsize=(6.75, 6.6), layout="constrained", squeeze=False, sharex="col", sharey="col"
+    )
+    for column, image in zip(axes.T, images, strict=False):
+        rows = _pick(picture, image=image)
+        first, second = (np.unique([row[axis] for row in rows]) for axis in ("z1", "z2"))
+        top = max(row[PICTURED[0]] for row in rows)
+        for ax, method in zip(column, PICTURED, strict=True):
+            lowest = -1e30
+            values = np.array([lowest if row[method] is None else row[method] for row in rows])
+            grid = values.reshape(len(first), len(second))
+            shades = LinearSegmentedColormap.from_list(method, [PALETTE["paper"], PALETTE[SHADES[method]]])
+            # The same levels in every picture: densities, not shapes, are compared.
+            ax.contourf(
+                first, second, np.exp(grid - top).T, levels=np.linspace(0.05, 1.6, 12), cmap=shades, extend="max"
+            )
+            ax.locator_params(nbins=3)
+        column[0].set_title(f"image {image}")
+        column[-1].set_xlabel("$z_1$")
+    for ax, method in zip(axes[:, 0], PICTURED, strict=True):
+        ax.set_ylabel(f"{method}\n$z_2$")
     return figure

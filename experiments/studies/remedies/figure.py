@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from amortgap.figures import save, style, zero_line
+from amortgap.figures import CYCLE, PALETTE, save, style, zero_line
 from amortgap.sweep import read_csv
 from studies.remedies.study import SCHEMA
 
-# Okabe and Ito's palette, as in all figures; one colour for each kind of remedy.
+# One colour and one marker for each kind of remedy; what has a role in all figures has its colour here.
 KINDS = {
-    "baseline": "#000000",
-    "family": "#D55E00",
-    "encoder": "#0072B2",
-    "objective": "#009E73",
-    "method": "#CC79A7",
-    "bound": "#E69F00",
-    "limit": "#777777",
+    "baseline": (PALETTE["ink"], "*"),
+    "encoder": (PALETTE["encoder"], "o"),
+    "family": CYCLE[1],
+    "objective": CYCLE[2],
+    "method": CYCLE[3],
+    "bound": CYCLE[4],
+    "limit": (PALETTE["local"], "v"),
 }
 COSTS = {
     "parameters": "parameters",
@@ -36,8 +37,7 @@ COSTS = {
 
 def derive(folder: Path, out: Path) -> list[Path]:
     """Write everything that follows from the table in `folder` into `out`; return the paths."""
-    with style():
-        return save(remedies_figure(read_csv(folder / "table.csv", SCHEMA).rows), out, "remedies")
+    return save(remedies_figure(read_csv(folder / "table.csv", SCHEMA).rows), out, "remedies")
 
 
 def name_of(row: dict[str, Any]) -> str:
@@ -83,67 +83,95 @@ def front(rows: list[dict[str, Any]]) -> set[str]:
     return {name_of(row) for row in rows if row["kind"] != "bound" and not any(beaten(row, other) for other in rows)}
 
 
+@style()
 def remedies_figure(rows: list[dict[str, Any]]) -> Figure:
-    """Return the figure: the split of every gap, and gap against the three costs."""
-    # Without a finite gap there is nothing to draw; the table keeps the row.
-    rows = [row for row in averaged(rows) if np.isfinite(row["inference_gap"])]
-    test = sorted((row for row in rows if row["split"] == "test"), key=lambda row: -row["inference_gap"])
+    """Return the figure: the split of every gap, and gap against those costs in which remedies differ."""
+    rows = averaged(rows)
+    found = sorted((row for row in rows if row["split"] == "test"), key=lambda row: -row["inference_gap"])
+    test = [row for row in found if np.isfinite(row["inference_gap"])]
+    # What has no finite gap keeps a row below all others.
+    diverged = [row for row in found if not np.isfinite(row["inference_gap"])]
     train = {name_of(row): row for row in rows if row["split"] == "train"}
     best = front(test)
     most = _FURTHEST * next(row["inference_gap"] for row in test if row["kind"] == "baseline")
-    figure = plt.figure(figsize=(6.75, 7.2), layout="constrained")
-    grid = figure.add_gridspec(3, 2, width_ratios=(1.25, 1))
-    _bars(figure.add_subplot(grid[:, 0]), test, train, best, most)
-    for index, (cost, label) in enumerate(COSTS.items()):
-        _against(figure.add_subplot(grid[index, 1]), test, cost, label, best, most)
+    # Two values are no axis.
+    costs = [cost for cost in COSTS if _levels([row[cost] for row in test]) > 2] or list(COSTS)[:1]
+    figure = plt.figure(figsize=(6.75, 7.6), layout="constrained")
+    grid = figure.add_gridspec(len(costs), 2, width_ratios=(1.15, 1))
+    _bars(figure.add_subplot(grid[:, 0]), diverged, test, train, best, most)
+    for index, cost in enumerate(costs):
+        _against(figure.add_subplot(grid[index, 1]), test, cost, best, most)
+    _legends(figure, {row["kind"] for row in found}, any(row["kind"] == "bound" for row in test))
     return figure
 
 
-def _bars(ax: Axes, rows: list[dict[str, Any]], train: dict[str, dict[str, Any]], best: set[str], most: float) -> None:
+def _levels(costs: list[float]) -> int:
+    """Return how many costs there are, equal ones counted once."""
+    ordered = sorted(costs)
+    return 1 + sum(high > _EQUAL * low for low, high in pairwise(ordered))
+
+
+def _bars(
+    ax: Axes, diverged: list[dict[str, Any]], rows: list[dict[str, Any]], train: dict[str, dict[str, Any]],
+    best: set[str], most: float,
+) -> None:  # fmt: skip
     places = np.arange(len(rows))
     gaps = np.array([row["inference_gap"] for row in rows])
     # A bound that is not the ELBO of one distribution has no split.
     approximation = np.nan_to_num([row["approximation_gap"] for row in rows])
-    colours = [KINDS[row["kind"]] for row in rows]
-    ax.barh(places, approximation, color=colours, alpha=0.35)
+    colours = [PALETTE["unsplit" if row["kind"] == "bound" else "amortization"] for row in rows]
+    ax.barh(places, approximation, color=PALETTE["approximation"])
     ax.barh(places, gaps - approximation, left=approximation, color=colours)
     ax.errorbar(
-        gaps, places, xerr=[2 * row["removed_se"] for row in rows], fmt="none", ecolor="#000000", elinewidth=0.6
+        gaps, places, xerr=[2 * row["removed_se"] for row in rows], fmt="none", ecolor=PALETTE["ink"], elinewidth=0.7
     )
-    ax.plot([train[name_of(row)]["inference_gap"] for row in rows], places, "d", color="#000000", markersize=2.6)
-    names = [f"{name_of(row)} *" if name_of(row) in best else name_of(row) for row in rows]
-    ax.set_yticks(places, names)
-    ax.set_xlabel("inference gap (nats per held-out image)")
-    ax.set_title("Gap of every remedy; * on the Pareto front")
-    ax.legend(
-        handles=[
-            Rectangle((0, 0), 1, 1, color="#555555", alpha=0.35, label="approximation"),
-            Rectangle((0, 0), 1, 1, color="#555555", label="amortization"),
-            Line2D([], [], marker="d", color="#000000", linestyle="", markersize=2.6, label="training images"),
-            Line2D([], [], color="#000000", linewidth=0.6, label="2 SE against baseline"),
-        ],
-        loc="upper right",
-    )
-    ax.set_xlim(min(0.0, float(np.nanmin(gaps)) - 0.05), min(most, 1.1 * float(np.nanmax(gaps))))
+    known = [train[name_of(row)]["inference_gap"] if name_of(row) in train else np.nan for row in rows]
+    ax.plot(known, places, "d", color=PALETTE["ink"], markersize=2.8)
+    right = min(most, 1.1 * float(np.nanmax(gaps)))
+    ax.set_xlim(min(0.0, float(np.nanmin(gaps)) - 0.02 * right), right)
     for place, gap in enumerate(gaps):
         if gap > most:
             # Beyond the axis: the number instead of the end of the bar.
-            ax.text(0.98 * most, place, f"{gap:.3g}", ha="right", va="center", color="#FFFFFF", fontsize=6)
+            ax.text(right, place, f"{gap:,.3g}" if gap < 1000 else f"{gap:,.0f}", ha="right", va="center",
+                    fontsize=7, bbox={"color": PALETTE["paper"], "pad": 1.0})  # fmt: skip
+    below = -1 - np.arange(len(diverged))
+    for place in below:
+        ax.text(0.0, place, " diverged: no finite gap", va="center", fontsize=7, style="italic")
+    for place, row in zip([*places, *below], [*rows, *diverged], strict=True):
+        colour, marker = KINDS[row["kind"]]
+        ax.plot(-0.035, place, marker, color=colour, markersize=4.5, transform=ax.get_yaxis_transform(), clip_on=False)
+    budget = next(row["training_evaluations"] for row in rows if row["kind"] == "baseline")
+    names = [_label(row, best, row["training_evaluations"] / budget) for row in [*rows, *diverged]]
+    ax.set_yticks([*places, *below], names, fontsize=7)
+    ax.set_ylim(-len(diverged) - 0.7, len(rows) - 0.3)
+    ax.tick_params(axis="y", length=0, pad=12)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("inference gap (nats per held-out image)")
+    ax.set_title("gap of every remedy")
 
 
-def _against(ax: Axes, rows: list[dict[str, Any]], cost: str, label: str, best: set[str], most: float) -> None:
+def _label(row: dict[str, Any], best: set[str], budget: float) -> str:
+    dear = f" ({budget:.0f} x)" if budget > 1.5 else ""
+    return f"{name_of(row)}{dear}{' *' if name_of(row) in best else ''}"
+
+
+def _against(ax: Axes, rows: list[dict[str, Any]], cost: str, best: set[str], most: float) -> None:
+    beyond = [row for row in rows if row["inference_gap"] > most]
     for row in (row for row in rows if row["inference_gap"] <= most):
-        on_front = name_of(row) in best
+        colour, marker = KINDS[row["kind"]]
         ax.errorbar(
             row[cost],
             row["inference_gap"],
             yerr=2 * row["removed_se"],
-            fmt="o",
-            color=KINDS[row["kind"]],
-            markerfacecolor=KINDS[row["kind"]] if on_front else "white",
-            markersize=3.6,
+            fmt=marker,
+            color=colour,
+            markerfacecolor=colour if name_of(row) in best else PALETTE["paper"],
+            markersize=6 if row["kind"] == "baseline" else 4,
             elinewidth=0.5,
+            zorder=3 if row["kind"] in ("baseline", "limit") else 2,
         )
+    if beyond and cost == "parameters":
+        ax.set_title("beyond the axis: " + ", ".join(name_of(row) for row in beyond), fontsize=7.5)
     zero_line(ax)
     if cost == "test_evaluations":
         ax.set_xscale("symlog", linthresh=1.0)
@@ -155,9 +183,25 @@ def _against(ax: Axes, rows: list[dict[str, Any]], cost: str, label: str, best: 
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.minorticks_off()
-    ax.set_xlabel(label)
+    ax.set_xlabel(COSTS[cost])
     ax.set_ylabel("inference gap (nats)")
-    if cost == "parameters":
-        present = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
-        handles = [Line2D([], [], marker="o", color=KINDS[kind], linestyle="", markersize=3.6) for kind in present]
-        ax.legend(handles, present, ncols=2, fontsize=6)
+
+
+def _legends(figure: Figure, kinds: set[str], unsplit: bool) -> None:
+    """Draw both legends below all panels, where no data are."""
+    bars = [("approximation", "approximation gap"), ("amortization", "amortization gap")]
+    bars += [("unsplit", "bound: not split")] if unsplit else []
+    handles: list[Any] = [Rectangle((0, 0), 1, 1, color=PALETTE[name], label=label) for name, label in bars]
+    look = {"color": PALETTE["ink"], "linestyle": ""}
+    handles += [
+        Line2D([], [], marker="d", markersize=2.8, label="training images", **look),
+        Line2D([], [], color=PALETTE["ink"], linewidth=0.7, label="2 SE against baseline"),
+        Line2D([], [], marker="o", markersize=4, label="filled, *: on the Pareto front", **look),
+        Line2D([], [], marker="o", markersize=4, markerfacecolor="none", label="hollow: behind it", **look),
+    ]
+    handles += [
+        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=4.5, label=kind)
+        for kind, (colour, marker) in KINDS.items()
+        if kind in kinds
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
