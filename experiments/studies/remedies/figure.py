@@ -132,8 +132,8 @@ def _bars(
     for place, gap in enumerate(gaps):
         if gap > most:
             # Beyond the axis: the number instead of the end of the bar.
-            ax.text(right, place, f"{gap:,.3g}" if gap < 1000 else f"{gap:,.0f}", ha="right", va="center",
-                    fontsize=7, bbox={"color": PALETTE["paper"], "pad": 1.0})  # fmt: skip
+            number = f"{gap:,.3g}" if gap < 1000 else f"{gap:,.0f}"
+            ax.text(right, place, f"{number} →", ha="right", va="center", fontsize=7)
     below = -1 - np.arange(len(diverged))
     for place in below:
         ax.text(0.0, place, " diverged: no finite gap", va="center", fontsize=7, style="italic")

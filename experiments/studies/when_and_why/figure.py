@@ -160,6 +160,7 @@ def _structures(ax: Axes, rows: list[dict[str, Any]]) -> None:
     zero_line(ax)
     ax.set_xscale("log")
     ax.set_yscale("symlog", linthresh=linear)
+    ax.minorticks_off()
     heights = [float(y) for line in ax.get_lines() for y in np.asarray(line.get_ydata(), float)]
     ax.set_ylim(min(-0.4 * linear, 1.5 * min(heights)), 2.5 * max([*heights, linear]))
     ax.set_xlabel("groups")
