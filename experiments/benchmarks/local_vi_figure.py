@@ -90,7 +90,7 @@ def _defaults(ax: Axes, cost: float | None, gap: float | None) -> None:
     """Draw the default run, which no choice of steps was made for."""
     if not cost or gap is None:
         return
-    look = {"color": PALETTE["local"], "marker": "*", "markersize": 10, "linestyle": "none"}
+    look: dict[str, Any] = {"color": PALETTE["local"], "marker": "*", "markersize": 10, "linestyle": "none"}
     if gap > 0:
         ax.plot(cost, gap, label="fit_local, defaults", **look)
         return

@@ -26,7 +26,7 @@ def capacity_figure(rows: list[dict[str, Any]]) -> Figure:
     """Return the figure: KL against width for each family, the exact ladder, and the gaps of single data."""
     families = sorted({row["family"] for row in rows}, key=list(LABELS).index)
     figure = plt.figure(figsize=(6.75, 6.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.05)).flat
     panels = above.subplots(1, 2, sharey=True)
     vae = [row for row in rows if row["model"] == "vae"]
     for ax, family in zip(panels, families, strict=False):
@@ -100,7 +100,7 @@ def _keys(rows: list[dict[str, Any]]) -> list[Line2D]:
     """Return what line, shade and marker say in the panels of all families."""
     ink = PALETTE["ink"]
     names = {"train": "training images", "test": "held-out images"}
-    keys = [Line2D([], [], color=ink, linestyle=line, label=names[split]) for split, line in SPLITS.items()]
+    keys = [Line2D([], [], color=ink, ls=SPLITS[split], label=label) for split, label in names.items()]
     for depth, shade in reversed(_shades(rows).items()):
         label = f"{depth} hidden layer{'s' if depth > 1 else ''}"
         keys.append(Line2D([], [], color=ink, alpha=shade, linewidth=2.5, label=label))

@@ -28,7 +28,7 @@ def derive(folder: Path, out: Path) -> list[Path]:
 def evidence_figure(rows: list[Row]) -> Figure:
     """Return the figure of a table's rows; parts that were not measured leave their panel empty."""
     figure = plt.figure(figsize=(6.75, 6.8), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.25, 1.0))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1.0)).flat
     bias = above.subplots()
     width, cover = below.subplots(1, 2)
     _bias(bias, _select(rows, "methods", "mean minus exact, nats"))

@@ -136,7 +136,7 @@ def _bars(
             ax.text(right, place, f"{number} →", ha="right", va="center", fontsize=7)
     below = -1 - np.arange(len(diverged))
     for place in below:
-        ax.text(0.0, place, " diverged: no finite gap", va="center", fontsize=7, style="italic")
+        ax.text(0.0, float(place), " diverged: no finite gap", va="center", fontsize=7, style="italic")
     for place, row in zip([*places, *below], [*rows, *diverged], strict=True):
         colour, marker = KINDS[row["kind"]]
         ax.plot(-0.035, place, marker, color=colour, markersize=4.5, transform=ax.get_yaxis_transform(), clip_on=False)
@@ -192,7 +192,7 @@ def _legends(figure: Figure, kinds: set[str], unsplit: bool) -> None:
     bars = [("approximation", "approximation gap"), ("amortization", "amortization gap")]
     bars += [("unsplit", "bound: not split")] if unsplit else []
     handles: list[Any] = [Rectangle((0, 0), 1, 1, color=PALETTE[name], label=label) for name, label in bars]
-    look = {"color": PALETTE["ink"], "linestyle": ""}
+    look: dict[str, Any] = {"color": PALETTE["ink"], "linestyle": ""}
     handles += [
         Line2D([], [], marker="d", markersize=2.8, label="training images", **look),
         Line2D([], [], color=PALETTE["ink"], linewidth=0.7, label="2 SE against baseline"),
