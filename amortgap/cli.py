@@ -7,8 +7,9 @@ import os
 import pathlib
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import tyro
 
@@ -27,11 +28,10 @@ def load_problem(file: pathlib.Path) -> dict[str, Any]:
     # Modules beside the file can be imported, as when Python runs it.
     sys.path.insert(0, str(file.resolve().parent))
     try:
-        found = runpy.run_path(str(file), run_name="__problem__")
-        make = found.get("make_problem")
+        make = _naming_the_line(file, lambda: runpy.run_path(str(file), run_name="__problem__")).get("make_problem")
         if not callable(make):
             raise ValueError(f"{file} must define a function make_problem(), got {type(make).__name__}")
-        problem = make()
+        problem = _naming_the_line(file, make)
     finally:
         sys.path.pop(0)
     if not isinstance(problem, Mapping):
@@ -49,6 +49,19 @@ def load_problem(file: pathlib.Path) -> dict[str, Any]:
             f"missing: {missing or 'none'}, unknown: {unknown or 'none'}"
         )
     return dict(problem)
+
+
+def _naming_the_line(file: pathlib.Path, call: Callable[[], Any]) -> Any:
+    """Return what `call` gives; what goes wrong in the user's file is said with its line."""
+    try:
+        return call()
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        if isinstance(error, SyntaxError):
+            lines = [error.lineno]
+        where = f"{file}, line {lines[-1]}" if lines else str(file)
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def diagnose(
@@ -79,6 +92,8 @@ def diagnose(
     import amortgap as ag
 
     found = load_problem(problem)
+    if not out.resolve().parent.is_dir():
+        raise ValueError(f"--out must lie in a folder that exists, got {str(out)!r}")
     # Drawing the figures takes some seconds of its own.
     drawing = 10.0
     if budget < ag.diagnosis.MINIMUM_BUDGET + drawing:
@@ -111,19 +126,25 @@ def experiments() -> dict[str, pathlib.Path]:
     for folder in (package.parent / "experiments", package / "experiments"):
         if (folder / "capacity_sweep.py").is_file():
             scripts = [*folder.glob("*.py"), *folder.glob("benchmarks/*.py")]
-            # The other files are parts of these; a script is what has a preset or a flag to show.
-            return {script.stem: script for script in sorted(scripts) if "if __name__" in script.read_text()}
+            # The others are parts of these: an experiment opens with the command that runs it.
+            return {
+                script.stem: script
+                for script in sorted(scripts)
+                if f"    python {script.relative_to(folder.parent).as_posix()}" in script.read_text()
+            }
     raise ValueError(f"no experiments beside {package} or in it: install from a wheel or work in the repository")
 
 
-def run(args: Sequence[str]) -> int:
+def run(args: Sequence[str]) -> NoReturn:
     """Run an experiment with its own flags, as `python experiments/NAME.py` does in the repository.
 
     Raises:
       ValueError: an experiment that does not exist; the message lists all.
     """
     known = experiments()
-    name, *flags = args or ["none"]
+    if not args:
+        raise ValueError(f"run must be followed by one of {', '.join(known)}")
+    name, *flags = args
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -136,12 +157,15 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 1 a file that cannot be written, 2 a wrong argument."""
     words = list(sys.argv[1:] if args is None else args)
     try:
+        if words[:1] == ["run"] and words[1:2] in (["--help"], ["-h"]):
+            print(f"usage: amortgap run EXPERIMENT [flags]\n\nexperiments: {', '.join(experiments())}")
+            return 0
         if words[:1] == ["run"]:
-            return run(words[1:])
+            run(words[1:])
         return tyro.extras.subcommand_cli_from_dict(
             {"diagnose": diagnose, "report": report}, prog="amortgap", args=words,
             description="How many nats an amortized encoder loses, why, and how sure we are. "
-            "`amortgap run EXPERIMENT --help` runs an experiment.",
+            "`amortgap run EXPERIMENT [flags]` runs an experiment, `amortgap run --help` lists them.",
         )  # fmt: skip
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

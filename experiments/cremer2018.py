@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -42,8 +41,7 @@ import amortgap as ag
 from amortgap.sweep import CellResult, make_cells, open_store
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.files import write_atomic
-from amortgap.sweep.script import Flat, SweepOptions, run_sweep
-from amortgap.sweep.sidecar import write_sidecar
+from amortgap.sweep.script import Flat, SweepOptions, run_study
 from amortgap.sweep.table import Table, csv_text, read_columns
 
 Experiment = Literal[
@@ -180,32 +178,24 @@ def write_images(out: Path, cells: list[Any]) -> list[Path]:
 def main() -> int:
     """Run the experiments, write tables, figures and sidecar, and return the exit status."""
     args = parse_args(Args, presets=PRESETS, description=__doc__)
-    began = time.perf_counter()
-    try:
+    hashes: dict[str, str] = {}
+    made: list[Any] = []
+
+    def cells(args: Args) -> list[Any]:
         data = present(args.data)
-        hashes = {name: data_set(name, args.study.seed).sha256 for name in data}
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    cells = [
-        made
-        for cell in configurations(args, data)
-        for made in make_cells([cell], schema_version=SCHEMA.version, data_sha256=hashes[cell.data])
-    ]
-    out = args.sweep.out
-    summary = run_sweep(cells, Compute(out.resolve() / "models"), args.sweep, schema=SCHEMA)
-    if args.sweep.dry_run or summary.exit_status == 130:
-        return summary.exit_status
-    files = [out / "table.csv", *write_images(out, cells), *derive(out, out)]
-    write_sidecar(
-        out / "table.json", config=args, files=files, schema=SCHEMA, computed=summary.computed > 0,
-        seconds=round(time.perf_counter() - began, 1), cells=dataclasses.asdict(summary), data_sha256=hashes,
-    )  # fmt: skip
-    for claim in read_columns(out / "claims.csv", CLAIMS).rows:
+        hashes.update({name: data_set(name, args.study.seed).sha256 for name in data})
+        for cell in configurations(args, data):
+            made.extend(make_cells([cell], schema_version=SCHEMA.version, data_sha256=hashes[cell.data]))
+        return made
+
+    def all_derived(folder: Path, out: Path) -> list[Path]:
+        return [*write_images(folder, made), *derive(folder, out)]
+
+    compute = Compute(args.sweep.out.resolve() / "models")
+    finished = run_study(args, cells, compute, schema=SCHEMA, derive=all_derived, facts=lambda rows: {"data": hashes})
+    for claim in read_columns(args.sweep.out / "claims.csv", CLAIMS).rows:
         print(f"{claim['verdict']}: {claim['claim']}")
-    print(f"tables: {', '.join(str(file) for file in files if file.suffix == '.csv')}")
-    print(f"figures: {', '.join(str(file) for file in files if file.suffix == '.png')}")
-    return summary.exit_status
+    return finished.exit_status
 
 
 if __name__ == "__main__":

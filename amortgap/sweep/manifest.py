@@ -23,7 +23,19 @@ from typing import Any
 
 from .files import move_aside, write_atomic
 
-PACKAGES = ("amortgap", "jax", "jaxlib", "numpy", "flax", "optax", "numpyro", "distributed")
+PACKAGES = (
+    "amortgap",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "flax",
+    "optax",
+    "numpyro",
+    "scipy",
+    "scikit-learn",
+    "matplotlib",
+    "distributed",
+)
 
 
 @functools.cache

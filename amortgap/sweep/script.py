@@ -5,10 +5,12 @@ class Args:
     model: Config = Config()
     sweep: Flat = SweepOptions(out=Path("results/my_sweep"))
 
+def cells(args: Args) -> list[Cell]:
+    return make_cells(grid(args.model, AXES), schema_version=SCHEMA.version)
+
 args = parse_args(Args, description=__doc__)
-cells = make_cells(grid(args.model, AXES), schema_version=SCHEMA.version)
-summary = run_sweep(cells, compute, args.sweep, schema=SCHEMA)
-raise SystemExit(summary.exit_status)
+finished = run_study(args, cells, compute, schema=SCHEMA, derive=draw_figures)
+raise SystemExit(finished.exit_status)
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import contextlib
 import logging
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -29,7 +32,8 @@ from .executors import Executor, Threads, serial
 from .manifest import GpuError, require_gpu
 from .records import open_store
 from .run import Summary, list_cells, run_cells, unfinished
-from .table import Schema, build_table, write_table
+from .sidecar import write_sidecar
+from .table import Schema, build_table, read_csv, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +117,81 @@ def run_sweep(
         raise SystemExit(130) from None
     logger.info("table: %s", ", ".join(map(str, written)))
     return summary
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a study has when its cells are done.
+
+    Attributes:
+      rows: of its table.
+      files: table and everything derived from it.
+      exit_status: 0 if every cell is finished, 1 if any failed.
+    """
+
+    rows: list[dict[str, Any]]
+    files: list[pathlib.Path]
+    exit_status: int
+
+
+def run_study(
+    args: Any,
+    cells: Callable[[Any], Sequence[Cell]],
+    compute: Callable[..., Any],
+    *,
+    schema: Schema,
+    derive: Callable[[pathlib.Path, pathlib.Path], list[pathlib.Path]],
+    group_by: Callable[[Any], Hashable] | None = None,
+    facts: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+) -> Finished:
+    """Run a script from its flags to table, derived files and sidecar: what every study does.
+
+    Args:
+      args: the parsed flags, a dataclass with a field `sweep` of type SweepOptions.
+      cells: gives the cells of `args`; its ValueError is a wrong configuration.
+      compute, schema, group_by: as in `run_sweep`.
+      derive: writes what follows from the table in one folder into another, such as figures, and returns the paths.
+      facts: gives what else the sidecar shall say, from the rows of the table.
+
+    Returns:
+      Finished; the paths are printed.
+
+    Raises:
+      SystemExit: 2 for a wrong configuration, 0 after a dry run, 130 after an interrupt, 1 as in `run_sweep`.
+    """
+    began = time.perf_counter()
+    try:
+        made = cells(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    options: SweepOptions = args.sweep
+    summary = run_sweep(made, compute, options, schema=schema, group_by=group_by)
+    if options.dry_run or summary.exit_status == 130:
+        raise SystemExit(summary.exit_status)
+    table = options.out / "table.csv"
+    rows = read_csv(table, schema).rows
+    files = [table, *derive(options.out, options.out)]
+    records = open_store(options.out).records(made)
+    write_sidecar(
+        options.out / "table.json",
+        config=args,
+        files=files,
+        schema=schema,
+        computed=summary.computed > 0,
+        seconds=round(time.perf_counter() - began, 1),
+        # A resumed run states its own seconds; the cost of the table is that of all its cells, whenever they ran.
+        cell_seconds=round(sum(record.wall_time for record in records), 1),
+        devices=sorted({record.device for record in records}),
+        data_sha256=sorted({record.data_sha256 for record in records if record.data_sha256}),
+        cells=asdict(summary),
+        **(facts(rows) if facts else {}),
+    )
+    for what, endings in (("table", (".csv",)), ("figure", (".png", ".pdf"))):
+        named = [str(file) for file in files if file.suffix in endings]
+        if named:
+            print(f"{what + ':':<8}{', '.join(named)}")
+    return Finished(rows, files, summary.exit_status)
 
 
 @contextlib.contextmanager

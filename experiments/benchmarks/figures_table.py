@@ -12,20 +12,27 @@ from amortgap.sweep.sidecar import write_sidecar
 from amortgap.sweep.table import Table, csv_text
 
 SCHEMA = Schema(
-    version=1,
+    version=2,
     columns=(
         Column("figure", str, "what was measured", key=True),
         Column("value", float, "the measured value"),
         Column("unit", str, "its unit"),
-        Column("bound", str, "what it must reach"),
+        Column("low", float, "least that it must reach, empty for no such goal"),
+        Column("high", float, "most that it may be, empty for no such goal"),
+        Column("met", bool, "whether it is within; empty without a goal"),
     ),
 )
 
 
-def row(figure: str, value: float, unit: str, bound: str = "") -> dict[str, Any]:
-    """Return one row of the table, and print it as soon as it is known."""
-    print(f"{figure:<60} {value:10.4g} {unit:<10} {bound}", file=sys.stderr, flush=True)
-    return {"figure": figure, "value": float(value), "unit": unit, "bound": bound}
+def row(figure: str, value: float, unit: str, *, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    """Return one row of the table with its goal, if it has one, and print it as soon as it is known."""
+    value = float(value)
+    goal = " and ".join(
+        [*([f">= {low:g}"] if low is not None else []), *([f"<= {high:g}"] if high is not None else [])]
+    )
+    met = None if not goal else (low is None or value >= low) and (high is None or value <= high)
+    print(f"{figure:<60} {value:10.4g} {unit:<12} {goal}", file=sys.stderr, flush=True)
+    return {"figure": figure, "value": value, "unit": unit, "low": low, "high": high, "met": met}
 
 
 def write(folder: Path, name: str, rows: list[dict[str, Any]], *, config: Any, **facts: Any) -> None:

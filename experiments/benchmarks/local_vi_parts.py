@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from local_vi_methods import Method, methods
-from local_vi_sharded import gradient_flops, kernel, matmuls, turns
+from local_vi_sharded import gradient_flops, kernel, matmuls
 from local_vi_workload import Study, Workload
+from timing import turns
 
 import amortgap as ag
 from amortgap.measure import evaluate_bounds

@@ -11,7 +11,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
 
 import jax
 import jax.numpy as jnp
+from timing import turns
 
 import amortgap as ag
 from amortgap.inference.layout import Layout
@@ -30,24 +30,6 @@ PIXELS = 784
 # Decoder rows in flight on one core, and on each of several devices, where a call has more to do besides.
 ROWS = 1000
 ROWS_SHARDED = 2000
-
-
-def turns(
-    calls: dict[str, Callable[[], Any]], number: int, *, once: frozenset[str] = frozenset()
-) -> dict[str, list[float]]:
-    """Return the seconds of every call in every turn, the first calls left out; slow ones take part in one turn."""
-    for name, call in calls.items():
-        if name not in once:
-            jax.block_until_ready(call())
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(number):
-        for name, call in calls.items():
-            if turn and name in once:
-                continue
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            taken[name].append(time.perf_counter() - began)
-    return taken
 
 
 def gradient_flops(sizes: tuple[int, ...]) -> float:

@@ -1,8 +1,6 @@
 """The smallest sweep there is: cells that do a set amount of arithmetic. What the overhead benchmark runs and kills.
 
-    python experiments/benchmarks/trivial_sweep.py --cells 200 --out trivial
-
-Run time: about 2 ms a cell with the default of no work.
+Started by `sweep_overhead.py` with `--cells 200 --out FOLDER`; about 2 ms a cell with the default of no work.
 """
 
 from __future__ import annotations

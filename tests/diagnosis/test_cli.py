@@ -39,6 +39,12 @@ def test_problem_files_are_checked(tmp_path):
         ValueError, match=r"missing: \['xs_test', 'model', 'family', 'encoder'\], unknown: \['decoder'\]"
     ):
         cli.load_problem(written(tmp_path, "def make_problem(): return dict(xs_train=1, decoder=2)"))
+    with pytest.raises(ValueError, match=r"problem\.py, line 3: ZeroDivisionError: division by zero"):
+        cli.load_problem(written(tmp_path, "def make_problem():\n    x = 1\n    return x / 0"))
+    with pytest.raises(ValueError, match=r"problem\.py, line 2: NameError"):
+        cli.load_problem(written(tmp_path, "x = 1\ny = undefined"))
+    with pytest.raises(ValueError, match=r"problem\.py, line 1: SyntaxError"):
+        cli.load_problem(written(tmp_path, "def make_problem(:"))
     (tmp_path / "beside.py").write_text(f"PARTS = dict.fromkeys({cli.NEEDED}, 1)")
     before = list(sys.path)
     found = cli.load_problem(written(tmp_path, "from beside import PARTS\ndef make_problem(): return PARTS"))
@@ -49,6 +55,8 @@ def test_wrong_arguments_end_with_a_message_and_status_two(tmp_path, capsys):
     file = written(tmp_path, PROBLEM)
     assert cli.main(["diagnose", str(file), "--budget", "5"]) == 2
     assert "--budget must be at least 40 seconds, got 5" in capsys.readouterr().err
+    assert cli.main(["diagnose", str(file), "--out", str(tmp_path / "no" / "where.html")]) == 2
+    assert "--out must lie in a folder that exists" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "nothing")]) == 2
     assert "folder must be one of results" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
@@ -77,7 +85,9 @@ def test_diagnose_command_runs_a_file_within_its_budget(tmp_path):
 
 def test_run_finds_every_experiment_and_passes_its_flags_on(capsys):
     assert {"capacity_sweep", "cremer2018", "remedies", "local_vi", "verify_results"} <= set(cli.experiments())
-    assert not {"study", "figures_table"} & set(cli.experiments())
+    assert not {"study", "figures_table", "trivial_sweep", "local_vi_sharded"} & set(cli.experiments())
+    assert cli.main(["run", "--help"]) == 0
+    assert "capacity_sweep, certificate_check" in capsys.readouterr().out
     assert cli.main(["run", "capacity_swep"]) == 2
     assert "got 'capacity_swep'; did you mean capacity_sweep?" in capsys.readouterr().err
     assert cli.main(["run"]) == 2

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
+from amortgap.sweep import read_csv
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "certificate_check.py"
@@ -95,7 +96,7 @@ def test_the_figure_shows_what_the_table_says(check):
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="no results of the check are committed yet")
 def test_committed_certificates_are_calibrated(check):
-    rows = check.read_csv(RESULTS / "table.csv", check.SCHEMA).rows
+    rows = read_csv(RESULTS / "table.csv", check.SCHEMA).rows
     found = check.verdicts(rows)
     assert len(found) == 4
     assert {name: item for name, item in found.items() if not item["met"]} == {}

@@ -13,10 +13,9 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "experiments" / "benchmarks" / "num
 
 @pytest.mark.slow
 def test_benchmark_of_groups_compares_the_same_optimum(tmp_path):
-    sizes = ["--groups", "40", "--referee", "2", "--svi-steps", "3000", "--budget", "30"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUMPY_RANK_PROMOTION"}
     done = subprocess.run(
-        [sys.executable, SCRIPT, *sizes, "--out", tmp_path],
+        [sys.executable, SCRIPT, "--preset", "smoke", "--out", tmp_path],
         capture_output=True,
         text=True,
         check=False,

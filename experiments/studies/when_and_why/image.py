@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.flatten_util
@@ -10,18 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
+from amortgap.data import DataSet
 from amortgap.expectations import Expectation
 from amortgap.inference import amortized_factors, constant_factors, free_factors, global_local_vi, whole_elbo
 from studies.when_and_why.exact import Rows
 from studies.when_and_why.study import Study, row
 
 
+def image_source(wanted: str) -> Literal["fashion_mnist", "digits"]:
+    """Return the data set that is meant: "auto" is Fashion-MNIST where its files are, else the embedded digits."""
+    if wanted == "fashion_mnist" or (wanted == "auto" and ag.data.is_available("fashion_mnist")):
+        return "fashion_mnist"
+    return "digits"
+
+
+def images_of(study: Study) -> DataSet:
+    """Return the data set of a study whose `image_data` names one."""
+    if image_source(study.image_data) == "fashion_mnist":
+        return ag.data.load_fashion_mnist(binarisation="dynamic")
+    return ag.data.load_digits(binarisation="none")
+
+
 def _images(study: Study) -> jax.Array:
-    here = ag.data.is_available("fashion_mnist")
-    if study.image_data == "fashion_mnist" or (study.image_data == "auto" and here):
-        images = ag.data.load_fashion_mnist(binarisation="dynamic").train
-        return jnp.asarray(images[: study.image_count], float)
-    return jnp.asarray(ag.data.load_digits(binarisation="none").train[: study.image_count] / 16, float)
+    largest = 1 if image_source(study.image_data) == "fashion_mnist" else 16
+    return jnp.asarray(images_of(study).train[: study.image_count] / largest, float)
 
 
 def image(study: Study, method: str, width: int) -> Rows:
