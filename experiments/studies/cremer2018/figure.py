@@ -193,6 +193,8 @@ def training_figure(table: Rows) -> Figure:
         column[1].set_xlabel("thousand training steps")
     for ax in axes[:, 0]:
         ax.set_ylabel("mean over images (nats)")
+    if rows:
+        figure.suptitle(NAMES[rows[0]["data"]], fontsize=9)
     labels = {"log p(x)": "log p(x)", "local": "L[q*], local", ENCODER: "L[q], encoder"}
     handles: list[Any] = [
         Line2D([], [], color=LINES[name], marker=MARKS[name], markersize=3, label=labels[name]) for name in LINES
