@@ -34,6 +34,7 @@ PACKAGES = (
     "scipy",
     "scikit-learn",
     "matplotlib",
+    "safetensors",
     "distributed",
 )
 
@@ -61,6 +62,21 @@ def machine() -> dict[str, Any]:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpu": model, "architecture": platform.machine(), "cores": cores, "system": platform.system()}
+
+
+def peak_memory() -> dict[str, int] | None:
+    """Largest memory so far, MiB, of this process and of the largest process that it started and that has ended.
+
+    None where the operating system does not say.
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    of = {"this_process": resource.RUSAGE_SELF, "largest_child": resource.RUSAGE_CHILDREN}
+    return {name: resource.getrusage(who).ru_maxrss // unit for name, who in of.items()}
 
 
 @functools.cache

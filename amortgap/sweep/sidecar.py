@@ -13,7 +13,7 @@ from typing import Any
 
 from .cells import canonical
 from .files import write_atomic
-from .manifest import git_commit, machine, versions
+from .manifest import device, git_commit, machine, peak_memory, versions
 from .table import Schema
 
 
@@ -24,6 +24,7 @@ def write_sidecar(
     files: list[pathlib.Path],
     schema: Schema | None = None,
     computed: bool = True,
+    devices: list[str] | None = None,
     **facts: Any,
 ) -> pathlib.Path:
     """Write the sidecar of `files` at `path`, atomically, and return the path.
@@ -35,6 +36,7 @@ def write_sidecar(
       schema: columns of the table, written with their meanings.
       computed: False if this run only drew anew what an earlier one computed; of a sidecar that exists, only the hashes
         of the files are then renewed, and command, machine and time stay those of the computation.
+      devices: what was computed on, where it was not this process that computed.
       facts: anything else worth keeping, such as seconds or counts; plain data.
 
     Raises:
@@ -54,7 +56,7 @@ def write_sidecar(
         "files": hashes,
         "git_commit": git_commit(),
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine() | {"devices": devices or [device()], "peak_memory_mib": peak_memory()},
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **facts,
     }
