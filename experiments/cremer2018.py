@@ -21,6 +21,7 @@ Source: Cremer, Li and Duvenaud, "Inference suboptimality in variational autoenc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ from studies.cremer2018.parts import PARTS, PICTURED_IMAGES, cells_of
 from studies.cremer2018.study import DATA, IMAGES, PER_IMAGE, PICTURE, PICTURED, SCHEMA, Cell, Study
 
 import amortgap as ag
-from amortgap.sweep import CellResult, make_cells, open_store
+from amortgap import sweep
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.files import write_atomic
 from amortgap.sweep.script import Flat, SweepOptions, run_study
@@ -97,7 +98,7 @@ class Compute:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, cell: Cell) -> CellResult:
+    def __call__(self, cell: Cell) -> sweep.CellResult:
         """Return the result of one cell."""
         return PARTS[cell.experiment](cell, self._folder)
 
@@ -152,9 +153,9 @@ def picture_rows(arrays: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_images(out: Path, cells: list[Any]) -> list[Path]:
+def write_images(out: Path, cells: Sequence[sweep.Cell]) -> list[Path]:
     """Write the values of every image and the grids of the pictures from the records of finished cells."""
-    store = open_store(out)
+    store = sweep.open_store(out)
     of_images: dict[str, list[dict[str, Any]]] = {}
     picture: list[dict[str, Any]] = []
     for cell in cells:
@@ -175,24 +176,28 @@ def write_images(out: Path, cells: list[Any]) -> list[Path]:
     return [out / name for name in written]
 
 
+@functools.cache
+def cells(args: Args) -> tuple[sweep.Cell, ...]:
+    """Return the cells of all experiments, each with the sha256 of its data."""
+    data = present(args.data)
+    hashes = {name: data_set(name, args.study.seed).sha256 for name in data}
+    return sweep.make_cells(
+        configurations(args, data), schema_version=SCHEMA.version, data_sha256=lambda cell: hashes[cell.data]
+    )
+
+
 def main() -> int:
     """Run the experiments, write tables, figures and sidecar, and return the exit status."""
     args = parse_args(Args, presets=PRESETS, description=__doc__)
-    hashes: dict[str, str] = {}
-    made: list[Any] = []
-
-    def cells(args: Args) -> list[Any]:
-        data = present(args.data)
-        hashes.update({name: data_set(name, args.study.seed).sha256 for name in data})
-        for cell in configurations(args, data):
-            made.extend(make_cells([cell], schema_version=SCHEMA.version, data_sha256=hashes[cell.data]))
-        return made
 
     def all_derived(folder: Path, out: Path) -> list[Path]:
-        return [*write_images(folder, made), *derive(folder, out)]
+        return [*write_images(folder, cells(args)), *derive(folder, out)]
+
+    def facts(_: Any) -> dict[str, Any]:
+        return {"data": {cell.config.data: cell.identity["data_sha256"] for cell in cells(args)}}
 
     compute = Compute(args.sweep.out.resolve() / "models")
-    finished = run_study(args, cells, compute, schema=SCHEMA, derive=all_derived, facts=lambda rows: {"data": hashes})
+    finished = run_study(args, cells, compute, schema=SCHEMA, derive=all_derived, facts=facts)
     for claim in read_columns(args.sweep.out / "claims.csv", CLAIMS).rows:
         print(f"{claim['verdict']}: {claim['claim']}")
     return finished.exit_status

@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from amortgap.runtime import prepare_compiler
 
@@ -43,7 +43,7 @@ from studies.when_and_why.nonlinear import noise, nonlinear, nonlinear_optima
 from studies.when_and_why.saw import saw, saw_exact
 from studies.when_and_why.study import SCHEMA, Cell, Study
 
-from amortgap.sweep import CellResult, make_cells
+from amortgap import sweep
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.script import Flat, SweepOptions, run_study
 
@@ -140,24 +140,22 @@ def rows_of(cell: Cell) -> list[dict]:
     return nonlinear(study, item if item in RECIPES else "default", size, normalised=item == "normalised")
 
 
-def compute(cell: Cell) -> CellResult:
+def compute(cell: Cell) -> sweep.CellResult:
     """Return the result of one cell, in 64 bits."""
     jax.config.update("jax_enable_x64", True)
-    return CellResult(rows=rows_of(cell))
+    return sweep.CellResult(rows=rows_of(cell))
 
 
-def cells(args: Args) -> list[Any]:
+def cells(args: Args) -> tuple[sweep.Cell, ...]:
     """Return the cells of the parts that were asked for, those on images with the sha256 of the images."""
-    # Before cells are made, so that a hash says which images were used, whatever machine computes the cell.
-    study = dataclasses.replace(args.study, image_data=image_source(args.study.image_data))
-    images = images_of(study).sha256 if "image" in args.parts else None
-    return [
-        made
-        for cell in configurations(dataclasses.replace(args, study=study))
-        for made in make_cells(
-            [cell], schema_version=SCHEMA.version, data_sha256=images if cell.part == "image" else None
-        )
-    ]
+    # Named before cells are made: their hashes say which images were used, whatever machine computes them.
+    named = dataclasses.replace(args.study, image_data=image_source(args.study.image_data))
+    images = images_of(named).sha256 if "image" in args.parts else None
+    of_images = lambda cell: cell.part == "image"  # noqa: E731
+    configs = [dataclasses.replace(cell, study=named) if of_images(cell) else cell for cell in configurations(args)]
+    return sweep.make_cells(
+        configs, schema_version=SCHEMA.version, data_sha256=lambda cell: images if of_images(cell) else None
+    )
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """The experiment on when and why amortized VI reaches factorized VI: its data, its exact parts, its claims, its run."""
 
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+
+import amortgap as ag
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "when_and_why.py"
@@ -30,6 +33,18 @@ def run(*args):
 def rows_in(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_cells_on_images_name_their_data_and_no_others_do(monkeypatch):
+    monkeypatch.setattr("amortgap.runtime.prepare_compiler", lambda **_: None)
+    monkeypatch.setattr(ag.data, "is_available", lambda name: False)
+    script = importlib.import_module("when_and_why")
+    made = script.cells(script.Args(parts=("hmm", "image")))
+    found = {(cell.config.part, cell.config.study.image_data, cell.identity["data_sha256"]) for cell in made}
+    assert found == {("hmm", "auto", None), ("image", "digits", ag.data.load_digits(binarisation="none").sha256)}
+    # Asked for by name, digits are the same cells.
+    named = script.Args(parts=("image",), study=script.Study(image_data="digits"))
+    assert {cell.key for cell in script.cells(named)} == {cell.key for cell in made if cell.config.part == "image"}
 
 
 def test_published_data_are_drawn_again_bit_by_bit():
