@@ -1,12 +1,13 @@
 """Local VI of a hierarchical NumPyro model with 1000 groups, against NumPyro's own SVI run for every group.
 
-    python experiments/benchmarks/numpyro_groups.py
+    python experiments/benchmarks/numpyro_groups.py                    # preset default: 97 s on two cores
+    python experiments/benchmarks/numpyro_groups.py --preset smoke     # a minute, mostly compilation
 
-Run time: 97 s on 2 cores, of which the diagnosis takes the budget it is given. Writes numpyro_groups.csv
-and numpyro_groups.json to results/benchmarks. Both sides get the same one-group posterior and the same normal family;
-ELBOs are compared on the same draws. Times per group are taken after compilation, which is given apart.
-Numbers to expect: `fit_local` at least 50 times faster a group than `SVI.run`, within 0.01 nats of it; the whole
-diagnosis of an encoder for these groups under five minutes.
+Both sides get the same one-group posterior and the same normal family; ELBOs are compared on the same draws. Times per
+group are taken after compilation, which is given apart. Writes numpyro_groups.csv and numpyro_groups.json to
+results/benchmarks; the exit status is 1 if a goal is missed. Numbers to expect: `fit_local` a thousand times faster a
+group than `SVI.run` (goal 50), within 0.01 nats of it; the whole diagnosis of an encoder for these groups in a minute
+(goal under five).
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class GroupEncoder:
 
 
 def main() -> int:
-    """Measure, write the table, and return 1 if a bound is not met."""
+    """Measure, write the table, and return 1 if a goal is missed."""
     args = parse_args(Args, presets=PRESETS, description=__doc__)
     began = time.perf_counter()
     data = simulated(args.groups)
@@ -154,7 +155,7 @@ def main() -> int:
     ]
     write(args.out, "numpyro_groups", rows, config=args, seconds=round(time.perf_counter() - began, 1))
     print(diagnosis.summary())
-    return int(seconds * args.groups / ours < 50 or difference.min() < -0.01 or diagnosed > 300)
+    return int(any(found["met"] is False for found in rows))
 
 
 def _error(bounds: Any) -> float:

@@ -1,8 +1,9 @@
 """What the sweep layer costs, and that killing it loses nothing.
 
-    python experiments/benchmarks/sweep_overhead.py
+    python experiments/benchmarks/sweep_overhead.py                    # preset default: 94 s on two cores
+    python experiments/benchmarks/sweep_overhead.py --preset smoke     # half a minute
 
-Run time: 94 s on 2 cores. Writes sweep_overhead.csv and its JSON sidecar to results/benchmarks.
+Needs the extra [dask]. Writes sweep_overhead.csv and its JSON sidecar to results/benchmarks.
 Numbers to expect: a few milliseconds a cell in one process, under 50 with Dask, the second invocation of a finished
 sweep of 200 cells under 2 s, no record lost, doubled or damaged in ten kills, and nearly twice the rate on two workers.
 """
