@@ -7,11 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_choice, check_count
-from amortgap.objectives import ESTIMATORS, cubature_elbo, elbo, gauss_hermite, quadrature_elbo
+from amortgap.objectives import (
+    ESTIMATORS,
+    MAX_NODES,
+    cubature_elbo,
+    elbo,
+    gauss_hermite,
+    quadrature_elbo,
+    spherical_cubature,
+)
 
 METHODS = ("monte_carlo", "cubature", "quadrature")
 
@@ -27,7 +34,7 @@ class Expectation:
       estimator: of the Monte Carlo gradient, as in `elbo`.
 
     Raises:
-      ValueError: an unknown method or estimator, or a size that is not positive.
+      ValueError: an unknown method or estimator, a size that is not positive, or nodes of quadrature outside 2 to 128.
     """
 
     method: str = "monte_carlo"
@@ -38,6 +45,8 @@ class Expectation:
         check_choice("method", self.method, METHODS)
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_count("size", self.size)
+        if self.method == "quadrature":
+            check_count("size", self.size, minimum=2, maximum=MAX_NODES)
 
     def check(self, name: str, family: Any) -> None:
         """Refuse a rule that cannot serve the family, naming the argument `name`.
@@ -117,8 +126,7 @@ def nodes(
     if expectation.method == "monte_carlo":
         raise ValueError("expectation must be 'cubature' or 'quadrature' to have nodes, got 'monte_carlo'")
     if expectation.method == "cubature":
-        unit = np.sqrt(family.noise_dim) * np.eye(family.noise_dim)
-        points, weights = np.concatenate([unit, -unit]), np.full(2 * family.noise_dim, 0.5 / family.noise_dim)
+        points, weights = spherical_cubature(family.noise_dim)
     else:
         points, weights = gauss_hermite(expectation.size, family.noise_dim)
     moved = jax.vmap(lambda noise: family.transform(noise, phi))(jnp.asarray(points, phi.dtype))

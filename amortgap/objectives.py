@@ -36,8 +36,8 @@ def elbo_draws(
 
     Formula: draw s is `log p(x, z_s) - log q(z_s; phi)`, `z_s ~ q(z; phi)`; with the analytic entropy it is
     `log p(x, z_s) + H[q]`. Antithetic draws are means over the pair of noise and mirrored noise. For a family with a
-    finite `support()` every draw is the ELBO itself, a sum; for one without `log_prob` (auxiliary variables) sticking
-    the landing is the total gradient.
+    finite `support()` and its `probabilities(phi)` every draw is the ELBO itself, a sum; for one without `log_prob`
+    (auxiliary variables) sticking the landing is the total gradient.
 
     Args:
       key, phi, x, model, family, num_samples, estimator, antithetic: as in `elbo`.
@@ -50,11 +50,8 @@ def elbo_draws(
 
     Source: as in `elbo`.
     """
-    check_key(key)
-    check_sizes(model, family)
-    check_count("num_samples", num_samples)
+    x = _checked_datum(key, phi, x, model=model, family=family, num_samples=num_samples)
     check_choice("estimator", estimator, ESTIMATORS)
-    check_phi(phi, family)
     if antithetic and (num_samples % 2 or not hasattr(family, "transform")):
         raise ValueError(
             "antithetic draws need an even num_samples and a family with transform(noise, phi), "
@@ -62,7 +59,6 @@ def elbo_draws(
         )
     if estimator == "analytic_entropy" and not hasattr(family, "entropy"):
         raise ValueError(f"estimator 'analytic_entropy' needs family.entropy, which {type(family).__name__} lacks")
-    x = check_datum(x, model)
 
     def integrand(z: Array, log_q: Array | None) -> Array:
         log_joint = model.log_joint(z, x)
@@ -79,7 +75,8 @@ def elbo_draws(
         values = family.support()
         log_q = jax.vmap(lambda z: family.log_prob(z, phi))(values)
         log_joint = jax.vmap(lambda z: model.log_joint(z, x))(values)
-        return jnp.broadcast_to(jnp.sum(jnp.exp(log_q) * (log_joint - log_q)), (num_samples,))
+        # Not exp(log_q): an annealed family states only a share of its log probabilities.
+        return jnp.broadcast_to(jnp.sum(family.probabilities(phi) * (log_joint - log_q)), (num_samples,))
     if not hasattr(family, "transform"):
         return jax.vmap(lambda draw_key: integrand(*family.sample_and_log_prob(draw_key, phi)))(
             jax.random.split(key, num_samples)
@@ -94,6 +91,15 @@ def elbo_draws(
     if antithetic:
         return jax.vmap(lambda one: 0.5 * (draw(one) + draw(-one)))(noise)
     return jax.vmap(draw)(noise)
+
+
+def _checked_datum(key: jax.Array, phi: Array, x: Any, *, model: Any, family: Any, num_samples: int) -> Any:
+    """Return the datum as the model takes it, after the checks that all bounds share."""
+    check_key(key)
+    check_sizes(model, family)
+    check_count("num_samples", num_samples)
+    check_phi(phi, family)
+    return check_datum(x, model)
 
 
 def _stopped(tree: Any) -> Any:
@@ -181,9 +187,8 @@ def cubature_elbo(phi: Float[Array, " size"], x: Any, *, model: Any, family: Any
     Source: Arasaratnam and Haykin, "Cubature Kalman filters" (2009), section III.
     """
     _check_fixed_nodes(phi, model, family)
-    points = jnp.sqrt(float(family.noise_dim)) * jnp.eye(family.noise_dim, dtype=phi.dtype)
-    weights = jnp.full(2 * family.noise_dim, 0.5 / family.noise_dim, phi.dtype)
-    return _weighted_elbo(phi, x, jnp.concatenate([points, -points]), weights, model, family)
+    points, weights = spherical_cubature(family.noise_dim)
+    return _weighted_elbo(phi, x, jnp.asarray(points, phi.dtype), jnp.asarray(weights, phi.dtype), model, family)
 
 
 def quadrature_elbo(
@@ -209,6 +214,23 @@ def quadrature_elbo(
     _check_fixed_nodes(phi, model, family)
     points, weights = gauss_hermite(num_nodes, family.noise_dim)
     return _weighted_elbo(phi, x, jnp.asarray(points, phi.dtype), jnp.asarray(weights, phi.dtype), model, family)
+
+
+def spherical_cubature(dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes [2 dim, dim] and weights of expectations under the standard normal, exact to the third degree.
+
+    Formula: `E_{N(u; 0, I)}[f(u)] ~ 1/(2 dim) sum_j sum_{+-} f(+-sqrt(dim) e_j)`.
+
+    Args:
+      dim: dimension of the standard normal.
+
+    Returns:
+      Nodes [2 dim, dim] and weights [2 dim], which sum to one.
+
+    Source: as in `cubature_elbo`.
+    """
+    unit = np.sqrt(dim) * np.eye(dim)
+    return np.concatenate([unit, -unit]), np.full(2 * dim, 0.5 / dim)
 
 
 def gauss_hermite(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -273,8 +295,8 @@ def iw_bound(
     Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8.
     """
     if hasattr(family, "support"):
-        # What is enumerated has no weights; they are drawn here, once the arguments are known to be right.
-        elbo_draws(key, phi, x, model=model, family=family, num_samples=num_samples, estimator="total")
+        # What is enumerated has no weights; they are drawn here.
+        x = _checked_datum(key, phi, x, model=model, family=family, num_samples=num_samples)
 
         def weigh(draw_key: jax.Array) -> Array:
             z, log_q = family.sample_and_log_prob(draw_key, phi)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialize
+
+from amortgap._files import write_atomic
 
 FORMAT_VERSION = 1
 
@@ -55,8 +56,8 @@ def save_weights(path: str | os.PathLike[str], tree: Any, *, config: Any) -> pat
         "config": _plain(config),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomic(path, data)
-    _write_atomic(_sidecar_path(path), (json.dumps(sidecar, indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(path, data)
+    write_atomic(_sidecar_path(path), (json.dumps(sidecar, indent=2, sort_keys=True) + "\n").encode())
     return path
 
 
@@ -180,17 +181,3 @@ def _read_sidecar(path: pathlib.Path) -> dict[str, Any]:
     if missing := {"sha256", "tensors", "config"} - sidecar.keys():
         raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
     return sidecar
-
-
-def _write_atomic(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

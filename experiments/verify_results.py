@@ -52,6 +52,7 @@ from amortgap.sweep.sidecar import write_json
 DERIVED: dict[str, Callable[[Path, Path], list[Path]]] = {
     "benchmarks": local_vi_figure.derive,
     "capacity_sweep": capacity_figure.derive,
+    "capacity_sweep_long": capacity_figure.derive,
     "certificate_check": certificate_figure.derive,
     "cremer2018": cremer2018_figure.derive,
     "evidence_check": evidence_figure.derive,

@@ -55,6 +55,10 @@ class Categorical:
         """Return the phi of the uniform distribution."""
         return jnp.zeros(self.size)
 
+    def probabilities(self, phi: Float[Array, " size"]) -> Float[Array, " K"]:
+        """Return `q(z; phi)` of all values, in the order of `support()`."""
+        return jax.nn.softmax(phi)
+
     def log_prob(self, z: Float[Array, " K"], phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return `log q(z; phi)` in nats."""
         # Selected and not multiplied: zero times the infinite log of an impossible category would be NaN.

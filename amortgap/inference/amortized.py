@@ -90,7 +90,7 @@ def amortized_vi(
       validation: data that choose the best encoder; None for the training data themselves (with fresh noise), which
         is what the amortization gap on those data is about.
       num_steps: optimiser steps in all.
-      batch_size: data per step of Adam, at most N.
+      batch_size: data per step of Adam, cut to N.
       num_samples: draws per datum and step.
       learning_rate: Adam's rate at the start of the first cycle; the second starts at a third of it.
       eval_samples: draws per datum and evaluation.
@@ -259,12 +259,11 @@ def _train(
     concrete = is_concrete((key, xs, validation, model, encoder))
     rounds_per_cycle = -(-num_evaluations // 2)
     steps_per_round = -(-num_steps // (2 * rounds_per_cycle))
-    eval_samples += eval_samples % 2
     if optimizer == "lbfgs":
         if devices is not None:
             raise ValueError(f"devices must be None with optimizer 'lbfgs', which computes on one, got {devices}")
         whole = FullBatch(steps_per_round, 2 * rounds_per_cycle, num_samples, eval_samples, estimator, antithetic)
-        return train_full_batch(key, xs, validation, model, family, encoder, whole, progress)
+        return train_full_batch(key, xs, validation, model, family, encoder, whole, progress=progress)
     settings = _Settings(
         steps_per_round=steps_per_round,
         rounds_per_cycle=rounds_per_cycle,
@@ -364,7 +363,16 @@ def _round(
         devices=settings.devices,
     )[: state.last_values.size]
     half_done = index == settings.rounds_per_cycle - 1
-    return rounds.close(state, params, optimiser, values, per_datum, step=(index + 1) * steps, half_done=half_done)
+    return rounds.close(
+        state,
+        params,
+        optimiser,
+        values,
+        per_datum,
+        fresh=adam.init(state.best),
+        step=(index + 1) * steps,
+        half_done=half_done,
+    )
 
 
 def _bound(key: jax.Array, encoder: Any, x: Any, model: Any, *, family: Any, **settings: Any) -> Float[Array, ""]:

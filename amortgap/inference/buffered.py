@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_datum, check_key, check_phi
-from amortgap.inference.refine import check_steps, climb, direction
+from amortgap.inference.refine import check_steps, in_metric, transformation
 
 
 def buffered_bound(
@@ -51,7 +51,7 @@ def buffered_bound(
     check_steps(model, family, num_steps, learning_rate, 1, optimizer)
     check_phi(phi, family)
     x = check_datum(x, model)
-    change = direction(optimizer, family)
+    change = transformation(optimizer)
 
     def log_weight(phi: Array, draw_key: jax.Array) -> tuple[Array, Array]:
         z, log_q = family.sample_and_log_prob(draw_key, phi)
@@ -63,7 +63,7 @@ def buffered_bound(
     def step(carry: tuple[Array, Any], draw_key: jax.Array) -> tuple[tuple[Array, Any], Array]:
         phi, state = carry
         gradient, log_w = jax.grad(log_weight, has_aux=True)(phi, draw_key)
-        update, new_state = change.update(climb(optimizer, family, phi, gradient), state, phi)
+        update, new_state = change.update(in_metric(optimizer, family, phi, gradient), state, phi)
         new = phi + learning_rate * jnp.asarray(update)
         good = jnp.isfinite(new).all() & jnp.isfinite(log_w)
         # A weight that is not a number counts as zero, which only lowers the bound.

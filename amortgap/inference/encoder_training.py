@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +116,7 @@ def maximise(
         values, bad = jax.vmap(lambda k, x: objective(k, unravel(flat), x))(keys, batch)
         return -jnp.mean(values), jnp.sum(bad)
 
-    @partial(jax.jit, donate_argnums=())
+    @jax.jit
     def run(key: jax.Array, flat: Array, xs: Any) -> tuple[Array, EncoderTrace]:
         key_rows, key_noise = jax.random.split(key)
 

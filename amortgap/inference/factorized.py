@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from amortgap._checks import check_count, check_data, check_sizes, num_rows
 from amortgap._chunks import map_data
 from amortgap.expectations import CUBATURE, Expectation, bound, nodes
-from amortgap.inference.factors import free_factors
+from amortgap.inference.factors import free_factors, model_datum
 from amortgap.inference.whole import check_whole, whole_elbo
 from amortgap.models.with_globals import AveragedGlobal
 
@@ -191,8 +191,10 @@ def factorized_optimum(
     """
     _check_deterministic("global_expectation", global_expectation, global_family)
     _check_deterministic("local_expectation", local_expectation, family)
+    # Free factors read no input but the number of the datum.
+    xs = model_datum(xs)
     n = num_rows(xs)
-    check_whole(xs, free_factors(family, n), model, global_family, family, global_expectation, local_expectation)
+    xs = check_whole(xs, free_factors(family, n), model, global_family, family, global_expectation, local_expectation)
     check_count("max_sweeps", max_sweeps)
     global_phi = global_family.standard() if global_start is None else global_start
     parts = (model, global_family, family, global_expectation, local_expectation)

@@ -35,7 +35,15 @@ class FullBatch:
 
 
 def train_full_batch(
-    key: jax.Array, xs: Any, validation: Any, model: Any, family: Any, encoder: Any, settings: FullBatch, progress: bool
+    key: jax.Array,
+    xs: Any,
+    validation: Any,
+    model: Any,
+    family: Any,
+    encoder: Any,
+    settings: FullBatch,
+    *,
+    progress: bool,
 ) -> AmortizedFit:
     """Train an encoder, the model held fixed; arguments are checked by `amortized_vi`."""
     params, unravel = ravel_pytree(encoder)
@@ -111,4 +119,13 @@ def _round(
     per_datum = map_data(evaluate, validation, chunk_size=500)
     half_done = index == settings.rounds // 2 - 1
     step_number = (index + 1) * settings.steps_per_round
-    return rounds.close(state, params, optimiser_state, values, per_datum, step=step_number, half_done=half_done)
+    return rounds.close(
+        state,
+        params,
+        optimiser_state,
+        values,
+        per_datum,
+        fresh=optimiser.init(state.best),
+        step=step_number,
+        half_done=half_done,
+    )

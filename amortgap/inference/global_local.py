@@ -138,7 +138,7 @@ def global_local_vi(
     Source: Agrawal and Domke (2021), section 5; Margossian and Blei (2024), section 2.
     """
     check_key(key)
-    check_whole(xs, factors, model, global_family, family, global_expectation, local_expectation)
+    xs = check_whole(xs, factors, model, global_family, family, global_expectation, local_expectation)
     n = num_rows(xs)
     if n < 2:
         raise ValueError(f"xs must hold at least two data to amortize over, got N = {n}; use local_vi for one datum")
@@ -152,6 +152,11 @@ def global_local_vi(
         check_positive("learning_rate", float(learning_rate))
     if optimizer == "lbfgs":
         _check_full_batch(batch_size, n, global_expectation, local_expectation)
+    if evaluation is not None:
+        if len(evaluation) != 2:
+            raise ValueError(f"evaluation must be two expectations, over theta and over z, got {len(evaluation)}")
+        evaluation[0].check("evaluation[0]", global_family)
+        evaluation[1].check("evaluation[1]", family)
     start = global_family.standard() if global_start is None else jnp.asarray(global_start)
     if start.shape != (global_family.size,):
         raise ValueError(f"global_start must have shape ({global_family.size},), got {start.shape}")
@@ -180,7 +185,7 @@ def global_local_vi(
     def advance(state: _State, index: Any) -> tuple[_State, Array]:
         return _steps(key, index, state, xs, start, factors, parts, jnp.asarray(learning_rate), settings)
 
-    def judge(state: _State, index: Any, values: Array) -> tuple[_State, Array]:
+    def judge(state: _State, values: Array) -> tuple[_State, Array]:
         return _evaluate(key, state, xs, start, factors, parts, values, settings)
 
     if is_concrete((key, xs, model, factors, start)):
@@ -189,13 +194,14 @@ def global_local_vi(
             began = time.perf_counter()
             state, values = jax.block_until_ready(advance(state, index))
             seconds = time.perf_counter() - began
-            state, elbo = judge(state, index, values)
+            state, elbo = judge(state, values)
             rows.append(((index + 1) * settings.steps, state.visits, elbo, seconds))
         trace = GlobalLocalTrace(*(jnp.asarray(column) for column in zip(*rows, strict=True)))
     else:
 
         def both(state: _State, index: Array) -> tuple[_State, Any]:
-            state, elbo = judge(*((part := advance(state, index))[0], index, part[1]))
+            state, values = advance(state, index)
+            state, elbo = judge(state, values)
             return state, ((index + 1) * settings.steps, state.visits, elbo, jnp.zeros(()))
 
         state, rows = jax.lax.scan(both, state, jnp.arange(settings.rounds))

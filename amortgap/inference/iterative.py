@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from amortgap._checks import check_count, check_data, check_key, check_sizes, checked_record
 from amortgap.inference.encoder_training import EncoderFit, maximise
-from amortgap.inference.refine import value
+from amortgap.inference.refine import climbed_elbo
 from amortgap.networks import Network, count_weights, dense
 from amortgap.objectives import elbo
 
@@ -30,7 +30,7 @@ class IterativeEncoder:
       model: whose gradients it reads, a constant here.
       family: variational family.
       num_iterations: T.
-      num_samples: draws per gradient, always the same ones; 0 for the cubature rule.
+      gradient_samples: draws per gradient, always the same ones; 0 for the cubature rule.
     """
 
     network: Network
@@ -38,17 +38,17 @@ class IterativeEncoder:
     model: Any
     family: Any
     num_iterations: int = field(metadata={"static": True})
-    num_samples: int = field(metadata={"static": True})
+    gradient_samples: int = field(metadata={"static": True})
 
     def path(self, x: Any) -> Float[Array, "iterations size"]:
         """Return phi before and after every iteration for one datum."""
         model, key = jax.lax.stop_gradient(self.model), jax.random.key(0)
-        gradient_of = jax.grad(value, argnums=1)
+        gradient_of = jax.grad(climbed_elbo, argnums=1)
 
         def step(phi: Array, index: Array) -> tuple[Array, Array]:
             here = jax.lax.stop_gradient(phi)
             step_key = jax.random.fold_in(key, index)
-            gradient = gradient_of(step_key, here, x, model, self.family, self.num_samples)
+            gradient = gradient_of(step_key, here, x, model, self.family, self.gradient_samples)
             # Gradients range over orders of magnitude; asinh is linear near zero and logarithmic far off.
             update, gate = jnp.split(self.network(jnp.concatenate([phi, jnp.arcsinh(gradient)])), 2)
             new = phi + jax.nn.sigmoid(-gate) * update
@@ -68,7 +68,7 @@ class IterativeEncoder:
 
 
 def iterative_encoder(
-    key: jax.Array, *, model: Any, family: Any, num_iterations: int = 5, width: int = 64, num_samples: int = 0
+    key: jax.Array, *, model: Any, family: Any, num_iterations: int = 5, width: int = 64, gradient_samples: int = 0
 ) -> IterativeEncoder:
     """Return an untrained iterative encoder with one hidden layer.
 
@@ -79,7 +79,7 @@ def iterative_encoder(
       model, family: as in `elbo`; the cubature rule needs a normal family.
       num_iterations: T.
       width: hidden units of the network.
-      num_samples: draws per gradient; 0 for the cubature rule.
+      gradient_samples: draws per gradient; 0 for the cubature rule.
 
     Returns:
       IterativeEncoder, from one datum to phi [family.size].
@@ -93,11 +93,13 @@ def iterative_encoder(
     check_sizes(model, family)
     check_count("num_iterations", num_iterations)
     check_count("width", width)
-    check_count("num_samples", num_samples, minimum=0)
-    if num_samples == 0 and not (hasattr(family, "transform") and hasattr(family, "entropy")):
-        raise ValueError(f"num_samples must be positive for {type(family).__name__}, which cubature cannot integrate")
+    check_count("gradient_samples", gradient_samples, minimum=0)
+    if gradient_samples == 0 and not (hasattr(family, "transform") and hasattr(family, "entropy")):
+        raise ValueError(
+            f"gradient_samples must be positive for {type(family).__name__}, which cubature cannot integrate"
+        )
     network = dense(key, (2 * family.size, width, 2 * family.size), output_scale=0.1)
-    return IterativeEncoder(network, family.standard(), model, family, num_iterations, num_samples)
+    return IterativeEncoder(network, family.standard(), model, family, num_iterations, gradient_samples)
 
 
 def iterative_amortized_vi(
@@ -140,7 +142,7 @@ def iterative_amortized_vi(
     key_weights, key_train = jax.random.split(key)
     encoder = iterative_encoder(
         key_weights, model=model, family=family, num_iterations=num_iterations, width=width,
-        num_samples=gradient_samples,
+        gradient_samples=gradient_samples,
     )  # fmt: skip
 
     def objective(key: jax.Array, params: Any, x: Any) -> tuple[Array, Array]:

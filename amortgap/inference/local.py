@@ -192,7 +192,7 @@ def fit_local(
         return _traced(key, xs, init, model, family, encoder, settings, min(chunk_size, judged_again))
 
     layout = Layout(devices)
-    shared = layout.everywhere((key, model, encoder))
+    key, model, encoder = layout.everywhere((key, model, encoder))
     size = layout.size(chunk_size, n)
     together = _pairs_at_once(size, layout)
     table, converged = HostTable(n), np.zeros(n, bool)
@@ -200,9 +200,8 @@ def fit_local(
         # The last chunk is filled up with the first data: one shape, one compilation.
         rows = np.arange(first, first + size) % n
         chunk = layout.split((rows, take(xs, rows), take(init, rows)))
-        part = _first_chunk(*shared, *chunk, family, settings, together)
-        table.write(rows[: n - first], part)
-        converged[rows] = on_host(part.fit.converged)
+        part = _first_chunk(key, model, encoder, *chunk, family, settings, together)
+        _keep(table, converged, rows[: n - first], part)
 
     size = layout.size(rerun_size, n)
     together = _pairs_at_once(size, layout)
@@ -213,10 +212,16 @@ def fit_local(
             rows = late[np.arange(first, first + size) % late.size]
             batch = layout.split((rows, take(xs, rows)))
             before = table.read(rows, layout.split)
-            part = _again_chunk(*shared, *batch, before, number, family, settings, number > 0, together)
-            table.write(rows[: late.size - first], part)
-            converged[rows] = on_host(part.fit.converged)
+            how: dict[str, Any] = {"rough": number > 0, "pairs_at_once": together}
+            part = _again_chunk(key, model, *batch, before, number, family, settings, **how)
+            _keep(table, converged, rows[: late.size - first], part)
     return table.whole().fit
+
+
+def _keep(table: HostTable, converged: np.ndarray, rows: np.ndarray, part: Work) -> None:
+    """Write the first fits of a batch; what fills up a last batch was fitted before, and counts as it did then."""
+    table.write(rows, part)
+    converged[rows] = on_host(part.fit.converged)[: rows.size]
 
 
 def _most_at_once(family: Any, num_samples: int) -> int:
@@ -256,13 +261,13 @@ def _first_chunk(
 def _again_chunk(
     key: jax.Array,
     model: Any,
-    encoder: Any,
     rows: Array,
     xs: Any,
     work: Work,
     number: Array,
     family: Any,
     settings: Settings,
+    *,
     rough: bool,
     pairs_at_once: int,
 ) -> Work:

@@ -24,14 +24,16 @@ METHODS = ("auto", "natural_gradient", "newton", "adam")
 TOLERANCE = 0.01
 # Gradients in the first round of Newton steps; every further round doubles them.
 _NEWTON_GRADIENTS = 250
+# Added to the number of a rerun in its key.
+_RERUN_KEYS = 1000
 # Of the nats gained between two horizons, the share that may still be missing: the error falls about as one over the
 # number of steps, and the natural gradient's second part has three times as many as the first.
 _HORIZON_SHARE = 0.5
+# Share of the log scales' curvature lost to the mean above which only the many draws of later reruns certify a fit.
+_COUPLING = 0.25
 # From the second rerun on: how many times more draws judge (of a rough posterior, the few that suffice elsewhere show
 # no positive curvature, and so no bound), Adam's steps and rate, how much longer Newton averages, and from what weight.
 ROUGH_DRAWS = 8
-# Share of the log scales' curvature lost to the mean above which only those many draws certify an optimum.
-_COUPLING = 0.25
 _ROUGH_ADAM_STEPS = 1000
 _ROUGH_ADAM_RATE = 0.03
 _ROUGH_NEWTON = 4
@@ -151,7 +153,8 @@ def first_fit(
     else:
         start = start[0]
     if settings.method == "adam":
-        judged = _adam_and_judge(key, x, start, start, model, family, settings, settings.num_steps)
+        warmup = settings.warmup_steps
+        judged = _adam_and_judge(key, x, start, start, model, family, settings, settings.num_steps, warmup_steps=warmup)
     else:
         # All noise of the run in one call: random number generators are what takes long to compile.
         steps = settings.warmup_steps + (settings.num_steps if settings.method == "natural_gradient" else 0)
@@ -199,7 +202,9 @@ def fit_again(
     curvature that misled the first round is that of a rough posterior (a decoder of rectifiers, say), whose single
     sweeps show little but noise.
     """
-    key_run, key_judge = jax.random.split(jax.random.fold_in(key, 1 + number))
+    # `split` of a key, as in the first fit, gives what `fold_in` gives of small numbers: these must be others, or the
+    # judge would draw the noise that a step of the first fit has seen.
+    key_run, key_judge = jax.random.split(jax.random.fold_in(key, _RERUN_KEYS + number))
     # The count is traced: one compilation serves all rounds but the first.
     method = "adam" if settings.method == "adam" else "newton"
     steps = (settings.num_steps if method == "adam" else _newton_steps(family)) * 2 ** jnp.asarray(number)
@@ -226,6 +231,7 @@ def fit_again(
 
 def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings) -> LocalFit:
     """Fit one datum and take it up again until it meets the tolerance or `max_reruns` is reached."""
+    # Whoever maps over data outside has them all in memory at once; few pairs at a time keep that bounded.
     together = 64
     work = first_fit(key, x, init, model, family, settings, pairs_at_once=together)
 
@@ -323,14 +329,23 @@ def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: f
 
 
 def _adam_and_judge(
-    key: jax.Array, x: Any, start: Array, phi: Array, model: Any, family: Any, settings: Settings, num_steps: Any
+    key: jax.Array,
+    x: Any,
+    start: Array,
+    phi: Array,
+    model: Any,
+    family: Any,
+    settings: Settings,
+    num_steps: Any,
+    *,
+    warmup_steps: int = 0,
 ) -> Judged:
     """Run Adam to two horizons, then judge the stages as `judge` does; what the second gained stands for the rest."""
-    key_first, key_second, key_choice, key_value = jax.random.split(key, 4)
+    key_first, key_second, key_choice, key_value, key_warmup = jax.random.split(key, 5)
     objective, half = _objective(x, model, family), jnp.maximum(num_steps // 2, 1)
     middle = phi
-    if settings.warmup_steps:
-        middle = _adam(key_first, objective, phi, num_steps=settings.warmup_steps, rate=1e-1)
+    if warmup_steps:
+        middle = _adam(key_warmup, objective, phi, num_steps=warmup_steps, rate=1e-1)
     middle = _adam(key_first, objective, middle, num_steps=half, rate=3e-2)
     end = _adam(key_second, objective, middle, num_steps=jnp.maximum(num_steps - half, 1), rate=1e-2)
     phis = jnp.stack([start, phi, middle, end])

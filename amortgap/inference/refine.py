@@ -43,7 +43,7 @@ def check_steps(model: Any, family: Any, num_steps: Any, learning_rate: Any, num
         raise ValueError(f"optimizer 'natural' needs a mean field normal, got {type(family).__name__}")
 
 
-def value(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, num_samples: int) -> Array:
+def climbed_elbo(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, num_samples: int) -> Array:
     """Return the ELBO that refinement climbs: by draws, or without any by cubature where `num_samples` is zero."""
     if num_samples == 0:
         return cubature_elbo(phi, x, model=model, family=family)
@@ -51,7 +51,7 @@ def value(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, num_sampl
     return elbo(key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
 
 
-def direction(optimizer: str, family: Any) -> Any:
+def transformation(optimizer: str) -> Any:
     """Return the optax transformation from a gradient of the ELBO to a step of rate one."""
     if optimizer == "adam":
         # Differentiable where a gradient is zero, unlike a plain square root.
@@ -59,7 +59,7 @@ def direction(optimizer: str, family: Any) -> Any:
     return optax.trace(decay=0.5) if optimizer == "sgd" else optax.identity()
 
 
-def climb(optimizer: str, family: Any, phi: Array, gradient: Array) -> Array:
+def in_metric(optimizer: str, family: Any, phi: Array, gradient: Array) -> Array:
     """Return the gradient, for mean field normals in the metric of the family if asked to."""
     if optimizer != "natural":
         return gradient
@@ -107,13 +107,13 @@ def refine(
     check_steps(model, family, num_steps, learning_rate, num_samples, optimizer)
     check_phi(phi, family)
     x = check_datum(x, model)
-    change = direction(optimizer, family)
-    climbed = partial(value, model=model, family=family, num_samples=num_samples)
+    change = transformation(optimizer)
+    climbed = partial(climbed_elbo, model=model, family=family, num_samples=num_samples)
 
     def step(carry: tuple[Array, Any], step_key: jax.Array) -> tuple[tuple[Array, Any], tuple[Array, Array]]:
         phi, state = carry
         elbo_here, gradient = jax.value_and_grad(climbed, argnums=1)(step_key, phi, x)
-        gradient = climb(optimizer, family, phi, gradient)
+        gradient = in_metric(optimizer, family, phi, gradient)
         update, new_state = change.update(gradient, state, phi)
         new = phi + learning_rate * jnp.asarray(update)
         # A value may be NaN where its gradient is not: the branch of a `where` that was not taken has gradient zero.

@@ -35,8 +35,9 @@ class State(NamedTuple):
 
 def start(params: Array, optimiser: Any, num_data: int) -> State:
     """Return the state before the first round."""
-    nothing = jnp.full(num_data, -jnp.inf)
-    return State(params, optimiser, params, jnp.asarray(-jnp.inf), nothing, nothing, jnp.asarray(True))
+    # Of the weights' own type: a first round of another would be compiled apart from all later ones.
+    nothing = jnp.full(num_data, -jnp.inf, params.dtype)
+    return State(params, optimiser, params, jnp.asarray(-jnp.inf, params.dtype), nothing, nothing, jnp.asarray(True))
 
 
 def run(
@@ -54,15 +55,24 @@ def run(
 
 
 def close(
-    state: State, params: Array, optimiser: Any, batch_elbos: Array, per_datum: Array, *, step: Any, half_done: Any
+    state: State,
+    params: Array,
+    optimiser: Any,
+    batch_elbos: Array,
+    per_datum: Array,
+    *,
+    fresh: Any,
+    step: Any,
+    half_done: Any,
 ) -> tuple[State, Trace]:
-    """End a round: keep the weights if they are the best, and go back to the best after a value that is not finite."""
+    """End a round: keep the weights if they are the best, and go back to the best after a value that is not finite.
+
+    The optimiser then starts `fresh`: what it remembers belongs to other weights.
+    """
     mean = jnp.mean(per_datum)
     finite = jnp.isfinite(mean) & jnp.isfinite(batch_elbos).all()
     improved = finite & (mean > state.best_elbo)
-    good = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, optimiser), (state.best, state.optimiser)
-    )
+    good = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimiser), (state.best, fresh))
     updated = State(
         params=good[0],
         optimiser=good[1],

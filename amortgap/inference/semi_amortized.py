@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from amortgap._checks import check_count, check_data, check_encoder, check_key, num_rows
+from amortgap._checks import check_choice, check_count, check_data, check_encoder, check_key, check_positive
 from amortgap.inference.encoder_training import EncoderFit, maximise
-from amortgap.inference.refine import check_steps, refine
+from amortgap.inference.refine import OPTIMIZERS, check_steps, refine
 from amortgap.objectives import elbo
 
 
@@ -48,8 +48,9 @@ def semi_amortized_vi(
       num_steps, batch_size, num_samples, learning_rate: of Adam, as in `train_encoder`.
 
     Returns:
-      EncoderFit; apply `refine` to `fit.encoder(x)` with the same settings. A datum whose inner steps are not finite
-      falls back to the ELBO of the encoder's output; `fit.trace.num_bad` counts those steps.
+      EncoderFit; apply `refine` to `fit.encoder(x)` with the same settings. With `through` a datum whose inner steps
+      are not finite falls back to the ELBO of the encoder's output; `fit.trace.num_bad` counts those steps. Without it,
+      and with the model trained, the trace's value is the sum of both ELBOs, the encoder's and the refined one.
 
     Raises:
       ValueError: bad key, data, sizes or settings, such as K < 0.
@@ -59,6 +60,9 @@ def semi_amortized_vi(
     """
     check_key(key)
     check_count("refine_steps", refine_steps, minimum=0)
+    check_positive("refine_rate", refine_rate)
+    check_count("refine_samples", refine_samples, minimum=0)
+    check_choice("refine_optimizer", refine_optimizer, OPTIMIZERS)
     check_steps(model, family, refine_steps, refine_rate, refine_samples, refine_optimizer)
     check_count("num_samples", num_samples)
     xs = check_data("xs", xs, model)
@@ -94,5 +98,5 @@ def semi_amortized_vi(
 
     return maximise(
         key, xs, (encoder, model) if train_model else (encoder,), objective,
-        num_steps=num_steps, batch_size=min(batch_size, num_rows(xs)), learning_rate=learning_rate, model=model,
+        num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate, model=model,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from amortgap._checks import check_count, check_data, check_sizes, num_rows
+from amortgap._checks import as_data, check_count, check_data, check_sizes, num_rows
 from amortgap._chunks import map_data
 from amortgap.expectations import MONTE_CARLO, Expectation, bound
 from amortgap.inference.factors import LocalFactors, check_factors, model_datum
@@ -91,12 +91,12 @@ def whole_elbo(
 
     Source: Agrawal and Domke (2021), equation 9; Margossian and Blei (2024), section 2.
     """
-    check_whole(xs, factors, model, global_family, family, global_expectation, local_expectation)
+    xs = check_whole(xs, factors, model, global_family, family, global_expectation, local_expectation)
     n = num_rows(xs)
     if rows is None:
         chosen, rows = xs, jnp.arange(n)
     else:
-        check_count("batch size", rows.shape[0], maximum=n)
+        check_count("rows.shape[0]", rows.shape[0], maximum=n)
         chosen = jax.tree.map(lambda leaf: leaf[rows], xs)
     scale = n / rows.shape[0]
 
@@ -120,14 +120,16 @@ def check_whole(
     family: Any,
     global_expectation: Expectation,
     local_expectation: Expectation,
-) -> None:
-    """Refuse parts that do not fit each other; see `whole_elbo`."""
+) -> Any:
+    """Return the data as checked arrays, refusing parts that do not fit each other; see `whole_elbo`."""
     check_global_model(model)
     if global_family is None or global_family.latent_dim != model.global_dim:
         got = None if global_family is None else global_family.latent_dim
         raise ValueError(f"global_family must have latent_dim = model.global_dim = {model.global_dim}, got {got}")
     check_sizes(model, family)
+    xs = as_data("xs", xs)
     check_data("xs", model_datum(xs), model)
     check_factors(factors, xs, family, model)
     global_expectation.check("global_expectation", global_family)
     local_expectation.check("local_expectation", family)
+    return xs

@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from amortgap.sweep.files import write_atomic
+from amortgap._files import write_atomic
+from amortgap.figures import style
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("amortgap.report"),
@@ -34,7 +35,8 @@ def inline_png(data: bytes) -> Markup:
 def inline_figure(figure: Figure) -> Markup:
     """Return a figure as the address of an image, and close it."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Software": f"matplotlib {matplotlib.__version__}"})
+    with style():
+        figure.savefig(drawn, format="png", metadata={"Software": f"matplotlib {matplotlib.__version__}"})
     plt.close(figure)
     return inline_png(drawn.getvalue())
 

@@ -20,8 +20,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from amortgap._files import disk_full, disk_full_error
+
 from .cells import Cell
-from .files import disk_full, disk_full_error
 from .manifest import device, versions
 from .records import CellResult, Record, Status, Store, plain_row
 from .table import Schema, check_row

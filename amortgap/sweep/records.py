@@ -7,7 +7,7 @@
     <out>/manifest.json                who ran what, when, where, with which versions
 
 One file per cell needs no lock: two processes on one cell write equal content and the last rename wins.
-A record is whole or absent (`files.write_atomic`), carries a checksum of itself, and its name is the hash of the
+A record is whole or absent (`_files.write_atomic`), carries a checksum of itself, and its name is the hash of the
 identity inside it, so that a cut, empty, edited or misplaced record is noticed when it is read.
 JSON has no NaN: a number that is not finite is stored as null and the record's status is `nonfinite`.
 """
@@ -25,8 +25,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from amortgap._files import make_folder, move_aside, remove_leftovers, safe_child, write_atomic
+
 from .cells import Cell, content_hash
-from .files import make_folder, move_aside, remove_leftovers, safe_child, write_atomic
 
 logger = logging.getLogger(__name__)
 

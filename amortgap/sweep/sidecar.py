@@ -11,8 +11,9 @@ import shlex
 import sys
 from typing import Any
 
+from amortgap._files import write_atomic
+
 from .cells import canonical
-from .files import write_atomic
 from .manifest import device, git_commit, machine, peak_memory, versions
 from .table import Schema
 

@@ -18,8 +18,9 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from amortgap._files import write_atomic
+
 from .fields import nearest
-from .files import write_atomic
 from .records import Record
 
 _TYPES = (bool, int, float, str)

@@ -51,7 +51,7 @@ class Study:
     eval_samples: int = 256
     """Draws a datum on which all fits are compared."""
     published_points: int = 20
-    """Data of the published procedure, which takes minutes a point."""
+    """Data of the procedure in the manner of the published one, which takes 19 s a point."""
     published_samples: int = 100
     """Its draws a step."""
     published_window: int = 100

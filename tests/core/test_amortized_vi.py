@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.inference import rounds
+from amortgap.inference import amortized, rounds
 from amortgap.inference.annealing import Annealed
 
 MODEL = ag.models.FactorAnalysis(
@@ -219,6 +219,23 @@ def test_seeds_data_and_weights_of_one_shape_never_retrace(key):
     assert once > 0
     assert len(traces) == once
     assert all(not np.allclose(first.trace.elbo, other.trace.elbo) for other in others)
+
+
+def test_one_program_serves_all_rounds(key):
+    before = amortized._round._cache_size()
+    encoder = ag.encoders.mlp(key, 3, MEAN_FIELD, width=3, depth=1)
+    ag.amortized_vi(key, XS[:11], model=MODEL, family=MEAN_FIELD, encoder=encoder, **TINY)
+    assert amortized._round._cache_size() == before + 1
+
+
+def test_after_a_value_that_is_not_finite_the_optimiser_starts_afresh():
+    best, fresh, old = jnp.array([1.0]), jnp.array([0.0]), jnp.array([7.0])
+    state = rounds.start(best, old, 2)._replace(best=best, best_elbo=jnp.asarray(-1.0))
+    for elbo, params, memory in ((jnp.nan, best, fresh), (0.0, jnp.array([3.0]), old)):
+        after, _ = rounds.close(
+            state, jnp.array([3.0]), old, jnp.zeros(1), jnp.full(2, elbo), fresh=fresh, step=1, half_done=False
+        )
+        assert (after.params, after.optimiser) == (params, memory)
 
 
 def test_train_vae_with_an_affine_decoder_approaches_the_maximum_likelihood_of_factor_analysis(key):

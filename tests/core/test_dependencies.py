@@ -65,9 +65,10 @@ ALLOWED = {
     "models": {"_checks", "networks", "modules"},
     "objectives": {"_checks"},
     "gaps": set(),
-    "weights": {"_checks"},
+    "weights": {"_checks", "_files"},
     "data": {"_checks"},
-    "sweep": set(),
+    "_files": set(),
+    "sweep": {"_files"},
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
+from amortgap.inference import local, one_datum
 
 RNG = np.random.default_rng(0)
 
@@ -87,6 +88,48 @@ def curved(z, x):
 SMALL = ag.models.from_log_joint(curved, 2)
 PAIR = ag.families.MeanFieldNormal(2)
 SHIFTS = jnp.linspace(0.5, 3, 11)[:, None]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_what_fills_up_a_batch_of_reruns_counts_once(monkeypatch, key, passes):
+    """Forty data that all need as many reruns: a batch holds 32, and the second is filled up with the first data."""
+
+    def fit(count, n):
+        zeros = jnp.zeros(n)
+        return one_datum.LocalFit(
+            phi=jnp.zeros((n, PAIR.size)), elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros,
+            suboptimality_standard_error=zeros, horizon_gain=zeros, num_steps=count,
+            num_gradients=jnp.zeros(n, int), converged=count >= passes,
+        )  # fmt: skip
+
+    def first(key, model, encoder, rows, *rest):
+        return one_datum.Work(fit(jnp.zeros(rows.size, int), rows.size), jnp.zeros((rows.size, PAIR.size)))
+
+    def again(key, model, rows, xs, work, *rest, **how):
+        return one_datum.Work(fit(jnp.asarray(work.fit.num_steps) + 1, rows.size), jnp.asarray(work.start))
+
+    monkeypatch.setattr(local, "_first_chunk", first)
+    monkeypatch.setattr(local, "_again_chunk", again)
+    found = ag.fit_local(key, jnp.ones((40, 1)), model=SMALL, family=PAIR, max_reruns=3)
+    assert np.asarray(found.num_steps).tolist() == [passes] * 40
+    assert np.asarray(found.converged).all()
+
+
+def test_adam_warms_up_in_the_first_run_only(monkeypatch, key):
+    rates = []
+
+    def adam(key, objective, phi, *, num_steps, rate):
+        rates.append(rate)
+        return phi
+
+    monkeypatch.setattr(one_datum, "_adam", adam)
+    settings = one_datum.settings_for(
+        PAIR, method="adam", num_steps=4, warmup_steps=2, num_samples=4, tolerance=0.1, max_reruns=1, has_init=False
+    )
+    work = one_datum.first_fit(key, SHIFTS[0], None, SMALL, PAIR, settings, pairs_at_once=4)
+    assert rates == [1e-1, 3e-2, 1e-2]
+    one_datum.fit_again(key, 0, SHIFTS[0], work, SMALL, PAIR, settings, rough=False, pairs_at_once=4)
+    assert rates[3:] == [3e-2, 1e-2]
 
 
 @pytest.mark.slow

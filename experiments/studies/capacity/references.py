@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 import amortgap as ag
+from amortgap._files import locked, write_atomic
 from amortgap.data import DataSet, load_digits
-from amortgap.sweep.files import locked, write_atomic
 from studies.capacity.study import Study
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
-from amortgap.sweep.files import locked
+from amortgap._files import locked
 from studies.cremer2018.study import Study, Training
 
 logger = logging.getLogger("amortgap.cremer2018")
