@@ -282,6 +282,22 @@ def test_annealed_entropy_counts_for_its_weight(key, estimator):
     assert not hasattr(mixture, "transform")
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_annealed_enumeration_weighs_by_the_family_itself(key, x64, weight):
+    table, phi = jnp.log(jnp.array([0.1, 0.2, 0.05])), jnp.array([1.0, 0.0, -1.0])
+    model = ag.models.from_log_joint(lambda z, x: z @ table + x, latent_dim=3)
+    q = jax.nn.softmax(phi)
+    found = ag.elbo(
+        key,
+        phi,
+        jnp.asarray(0.3),
+        model=model,
+        family=Annealed(ag.families.Categorical(3), jnp.asarray(weight)),
+        num_samples=1,
+    )
+    np.testing.assert_allclose(found, q @ (table + 0.3 - weight * jnp.log(q)), rtol=1e-12)
+
+
 def test_warming_up_the_entropy_narrows_q_at_first(key):
     vae = ag.models.deep_latent_gaussian(key, latent_dim=2, data_dim=3, width=1, depth=0, likelihood="gaussian")
     encoder = ag.encoders.linear(key, 3, MEAN_FIELD, rank=1)

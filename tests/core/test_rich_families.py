@@ -339,19 +339,6 @@ def test_enumerated_elbo_is_the_sum_and_is_met_at_the_posterior(key, x64):
     assert abs(weights.mean() - 1) < 5 * weights.std() / 4000**0.5
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
-def test_annealed_enumeration_weighs_by_the_family_itself(key, x64, weight):
-    from amortgap.inference.annealing import Annealed
-
-    table, phi = jnp.log(jnp.array([0.1, 0.2, 0.05])), jnp.array([1.0, 0.0, -1.0])
-    model = ag.models.from_log_joint(lambda z, x: z @ table + x, latent_dim=3)
-    q = jax.nn.softmax(phi)
-    found = ag.elbo(
-        key, phi, jnp.asarray(0.3), model=model, family=Annealed(F.Categorical(3), jnp.asarray(weight)), num_samples=1
-    )
-    np.testing.assert_allclose(found, q @ (table + 0.3 - weight * jnp.log(q)), rtol=1e-12)
-
-
 def test_log_normal_posterior_meets_the_closed_form_of_poisson_gamma(key, x64):
     # lambda ~ Gamma(a, b), x ~ Poisson(t lambda), q log-normal: KL* is the remainder of Stirling's series.
     a, b, x = 1.5, 1.0, 5.0

@@ -28,6 +28,7 @@ from studies.capacity.references import (
     train_decoder,
 )
 from studies.capacity.study import QUANTILES, Study
+from studies.shared import bounds_at, broken_at
 
 # Encoders are padded to the next of these widths, to share one compiled call where compiling costs more than padding.
 _PADDED = (32, 128)
@@ -148,7 +149,7 @@ def measure(studies: Sequence[Study], model: Any, encoders: Any, reference: Refe
         chosen = [min(j, len(studies) - 1) for j in range(i, i + _AT_ONCE)]
         candidates = jnp.concatenate([reference.local.phi[:, None], phis[:, jnp.asarray(chosen)]], axis=1)
         samples = first.ladder_samples if first.model == "factor_analysis" else first.num_samples
-        bounds = _bounds(purpose_key("evaluation"), xs, candidates, model, family, samples)
+        bounds = bounds_at(purpose_key("evaluation"), candidates, xs, model, family, samples)
         for position, study in enumerate(studies[i : i + _AT_ONCE]):
             rows.append(_rows(study, bounds, position + 1, model, reference))
     return rows
@@ -161,11 +162,6 @@ _AT_ONCE = 5
 @jax.jit
 def _encode(encoders: Any, xs: Any) -> Any:
     return jax.vmap(lambda x: jax.vmap(lambda encoder: encoder(x))(encoders))(xs)
-
-
-@functools.partial(jax.jit, static_argnames=("num_samples",))
-def _bounds(key: Any, xs: Any, candidates: Any, model: Any, family: Any, num_samples: int) -> Any:
-    return ag.evaluate_bounds(key, candidates, xs, model=model, family=family, num_samples=num_samples)
 
 
 def _rows(study: Study, bounds: Any, position: int, model: Any, reference: Reference) -> list[dict[str, Any]]:
@@ -233,11 +229,6 @@ _TRAINING = ("change", "change_standard_error", "finite")
 _OF_ENCODER = ("kl_amortized", "amortization_gap", "elbo_amortized", "gap_q")
 
 
-def _broken_at(trace: Any) -> int:
-    good = np.isfinite(trace.batch_elbo) & np.isfinite(trace.elbo)
-    return int(np.asarray(trace.step)[np.argmin(good)])
-
-
 def _result(
     study: Study, fit: ag.AmortizedFit, rows: list[dict[str, Any]], encoder: Any, steps: int, index: int
 ) -> CellResult:
@@ -261,7 +252,7 @@ def _result(
     }
     message = ""
     if not bool(finite):
-        step = _broken_at(jax.tree.map(lambda leaf: leaf[index], fit.trace))
+        step = broken_at(jax.tree.map(lambda leaf: leaf[index], fit.trace))
         message = f"training met a value that is not finite by step {step} of {steps}; no gap is reported"
     if not bool(finite):
         rows = [row | dict.fromkeys((name for name in row if name.startswith(_OF_ENCODER)), math.nan) for row in rows]

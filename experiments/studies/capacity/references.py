@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.numpy import save
 import amortgap as ag
 from amortgap._files import locked, write_atomic
 from amortgap.data import DataSet, load_digits
+from studies import shared
 from studies.capacity.study import Study
 
 
@@ -49,11 +49,18 @@ def data_hash(study: Study) -> str:
     return images(dataclasses.replace(study, model="vae")).sha256
 
 
-def purpose_key(purpose: str, number: int = 0) -> jax.Array:
-    """Return the key of one purpose, the same in every cell."""
-    purposes = ("decoder weights", "encoder of the vae", "vae training", "factor analysis", "local", "evidence")
-    purposes += ("encoder weights", "encoder training", "evaluation")
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), purposes.index(purpose)), number)
+_PURPOSES = (
+    "decoder weights",
+    "encoder of the vae",
+    "vae training",
+    "factor analysis",
+    "local",
+    "evidence",
+    "encoder weights",
+    "encoder training",
+    "evaluation",
+)
+purpose_key = functools.partial(shared.purpose_key, 0, _PURPOSES)
 
 
 def untrained_decoder(study: Study, *, seed: int) -> Any:
@@ -141,9 +148,7 @@ class References:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._locks: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
-        self._kept: dict[str, Any] = {}
+        self._kept = shared.Kept()
 
     def model(self, study: Study) -> Any:
         """Return the frozen model of a study."""
@@ -184,18 +189,16 @@ class References:
         return Reference(self.local(study, study.family), self.evidence(study))
 
     def _once(self, study: Study, what: str, make: Any, take_apart: Any, restore: Any) -> Any:
-        shared = dataclasses.replace(study, family="mean_field", width=0, depth=1, seed=0)
-        name = f"{what}_{hashlib.sha256(repr(shared).encode()).hexdigest()[:16]}"
-        with self._lock:
-            lock = self._locks.setdefault(name, threading.Lock())
-        with lock:
-            if name not in self._kept:
-                if self.folder is not None and self.folder.parent.is_dir() and study.model == "vae":
-                    self.folder.mkdir(exist_ok=True)
-                    self._kept[name] = _through(self.folder / f"{name}.safetensors", make, take_apart, restore)
-                else:
-                    self._kept[name] = make()
-            return self._kept[name]
+        of = dataclasses.replace(study, family="mean_field", width=0, depth=1, seed=0)
+        name = f"{what}_{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}"
+
+        def made() -> Any:
+            if self.folder is not None and self.folder.parent.is_dir() and study.model == "vae":
+                self.folder.mkdir(exist_ok=True)
+                return _through(self.folder / f"{name}.safetensors", make, take_apart, restore)
+            return make()
+
+        return self._kept.once(name, made)
 
 
 def _fields_of(record: Any) -> tuple[dict[str, Any], dict[str, str]]:

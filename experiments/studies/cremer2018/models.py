@@ -16,6 +16,7 @@ import numpy as np
 import amortgap as ag
 from amortgap._files import locked
 from studies.cremer2018.study import Study, Training
+from studies.shared import broken_at, purpose_key
 
 logger = logging.getLogger("amortgap.cremer2018")
 BATCH_SIZE = 100
@@ -38,10 +39,8 @@ def data_set(name: str, seed: int) -> ag.data.DataSet:
     return getattr(ag.data, f"load_{name}")(binarisation=binarisation, seed=seed)
 
 
-def key_of(purpose: str, number: int = 0) -> jax.Array:
-    """Return the key of one purpose."""
-    purposes = ("decoder", "encoder", "training", "amortized", "local", "evidence", "annealing", "simulation", "copies")
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(2018), purposes.index(purpose)), number)
+_PURPOSES = ("decoder", "encoder", "training", "amortized", "local", "evidence", "annealing", "simulation", "copies")
+key_of = functools.partial(purpose_key, 2018, _PURPOSES)
 
 
 def main_training(study: Study, data: str, family: str, **changes: Any) -> Training:
@@ -147,9 +146,8 @@ def _train(training: Training, start: Trained | None) -> Trained:
     )
     finite = bool(fit.finite) and (start is None or start.finite)
     if not finite:
-        good = np.isfinite(fit.trace.batch_elbo) & np.isfinite(fit.trace.elbo)
-        step = 0 if good.all() else int(fit.trace.step[np.argmin(good)])
         logger.warning(
-            "training diverged by step %d, seed %d; the best weights are kept: %s", step, training.seed, training
-        )
+            "training diverged by step %d, seed %d; the best weights are kept: %s",
+            broken_at(fit.trace), training.seed, training,
+        )  # fmt: skip
     return Trained(fit.model, fit.encoder, family, finite)

@@ -7,7 +7,6 @@ from typing import Literal
 
 from amortgap.sweep import Column, Schema
 
-FAMILIES = ("FFG", "AF")
 DATA = ("mnist", "fashion_mnist", "kmnist", "cifar10", "digits")
 IWAE, AIS, ENCODER, FFG = "log p(x) IWAE", "log p(x) AIS", "L[q]", "L[q*_FFG]"
 PER_IMAGE = {

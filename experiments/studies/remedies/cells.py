@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import amortgap as ag
 from amortgap.sweep import CellResult
 from studies.remedies.methods import REFINE, REMEDIES, Problem, Trained
 from studies.remedies.study import Study
+from studies.shared import Kept, bounds_at, purpose_key
 
 _SHARED = (
     "data",
@@ -50,10 +50,18 @@ def group(study: Study) -> tuple:
     return (study.remedy, study.seed)
 
 
-def _key(purpose: str, number: int = 0) -> jax.Array:
-    purposes = ("decoder weights", "encoder of the vae", "vae training", "local", "evidence", "remedy", "evaluation")
-    purposes += ("refinement", "local of remedy")
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), purposes.index(purpose)), number)
+_PURPOSES = (
+    "decoder weights",
+    "encoder of the vae",
+    "vae training",
+    "local",
+    "evidence",
+    "remedy",
+    "evaluation",
+    "refinement",
+    "local of remedy",
+)
+_key = functools.partial(purpose_key, 0, _PURPOSES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,33 +78,23 @@ class Compute:
     """Computes cells; the decoder, the evidence and what remedies share are made once per process and kept."""
 
     def __init__(self) -> None:
-        self._locks: dict[tuple, threading.Lock] = {}
-        self._lock = threading.Lock()
-        self._kept: dict[tuple, Any] = {}
+        self._kept = Kept()
 
     def __reduce__(self) -> tuple:
         # Workers of a cluster make their own: deterministic, and cheaper than shipping them.
         return Compute, ()
 
-    def _once(self, name: tuple, make: Any) -> Any:
-        with self._lock:
-            lock = self._locks.setdefault(name, threading.Lock())
-        with lock:
-            if name not in self._kept:
-                self._kept[name] = make()
-            return self._kept[name]
-
     def __call__(self, studies: Sequence[Study]) -> list[CellResult]:
         """Return the results of the cells of one remedy and seed."""
         first = studies[0]
         shared = tuple(getattr(first, name) for name in _SHARED)
-        fixed = self._once(("fixed", *shared), lambda: make_fixed(first))
+        fixed = self._kept.once(("fixed", *shared), lambda: make_fixed(first))
         trained = self._trained(first, fixed)
-        base = self._once(("values", first.seed), lambda: self._baseline(first, fixed))
+        base = self._kept.once(("values", first.seed), lambda: self._baseline(first, fixed))
         # One optimum serves all remedies of the baseline's family, whichever of them is computed first.
         narrow = isinstance(trained.family, ag.families.MeanFieldNormal)
         start = self._trained(_as_baseline(first), fixed) if narrow else trained
-        local = self._once(
+        local = self._kept.once(
             ("local", "mean field", first.seed) if narrow else ("local", first.remedy, first.seed),
             lambda: fit_local(first, fixed, start),
         )
@@ -112,7 +110,7 @@ class Compute:
         same = remedy.like or study.remedy
         key = _key("remedy", study.seed)
         problem = dataclasses.replace(fixed.problem, study=study)
-        return self._once(("trained", same, study.seed), lambda: remedy.train(key, problem))
+        return self._kept.once(("trained", same, study.seed), lambda: remedy.train(key, problem))
 
 
 def _as_baseline(study: Study) -> Study:
@@ -174,12 +172,7 @@ def encode(encoder: Any, rows: Any) -> Any:
 
 def values_at(study: Study, fixed: Fixed, family: Any, phis: Any) -> Any:
     """Return the ELBO of every evaluated datum at `phis` on draws that are the same for all remedies."""
-    return _values(_key("evaluation"), phis[:, None], fixed.rows, fixed.problem.model, family, study.num_samples)
-
-
-@functools.partial(jax.jit, static_argnames=("num_samples",))
-def _values(key: Any, phis: Any, rows: Any, model: Any, family: Any, num_samples: int) -> Any:
-    return ag.evaluate_bounds(key, phis, rows, model=model, family=family, num_samples=num_samples)
+    return bounds_at(_key("evaluation"), phis[:, None], fixed.rows, fixed.problem.model, family, study.num_samples)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps",))
