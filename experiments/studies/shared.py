@@ -1,0 +1,48 @@
+"""What several studies share: a key for every purpose, things made once in a process, and how training broke down."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import numpy as np
+
+import amortgap as ag
+
+
+def purpose_key(root: int, purposes: tuple[str, ...], purpose: str, number: int = 0) -> jax.Array:
+    """Return the key of one of the purposes of a study, the same in every cell; `number` tells apart those of one."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(root), purposes.index(purpose)), number)
+
+
+class Kept:
+    """Things made once in a process, whichever thread asks first; the others wait for it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._kept: dict[Hashable, Any] = {}
+
+    def once(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """Return the thing of this name, made by `make` if it is not there yet."""
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._kept:
+                self._kept[name] = make()
+            return self._kept[name]
+
+
+@functools.partial(jax.jit, static_argnames=("num_samples",))
+def bounds_at(key: Any, phis: Any, xs: Any, model: Any, family: Any, num_samples: int) -> ag.Bounds:
+    """Return `evaluate_bounds` of all data in one compiled call."""
+    return ag.evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
+
+
+def broken_at(trace: Any) -> int:
+    """Return the step of a training's trace by which it met a value that is not finite, 0 if it met none."""
+    good = np.isfinite(trace.batch_elbo) & np.isfinite(trace.elbo)
+    return 0 if good.all() else int(np.asarray(trace.step)[np.argmin(good)])
