@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
 import pathlib
@@ -129,7 +130,7 @@ def experiments() -> dict[str, pathlib.Path]:
             # The others are parts of these: an experiment opens with the command that runs it.
             return {
                 script.stem: script
-                for script in sorted(scripts)
+                for script in sorted(scripts, key=lambda script: script.stem)
                 if f"    python {script.relative_to(folder.parent).as_posix()}" in script.read_text()
             }
     raise ValueError(f"no experiments beside {package} or in it: install from a wheel or work in the repository")
@@ -153,19 +154,33 @@ def run(args: Sequence[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, str(known[name]), *flags])
 
 
+def _run_listed(experiment: tyro.conf.Positional[str]) -> NoReturn:
+    """Run an experiment, `run EXPERIMENT [flags]`; `run --help` lists them."""
+    # For the list of commands: `main` passes on what follows `run`, which is not for the parser here.
+    run([experiment])
+
+
+def _experiments_listed() -> str:
+    """Return the usage of `run` and every experiment with the first sentence of its script."""
+    known = {name: ast.get_docstring(ast.parse(script.read_text())) or "" for name, script in experiments().items()}
+    width = max(map(len, known))
+    lines = [f"  {name:<{width}}  {text.splitlines()[0]}" for name, text in known.items()]
+    usage = "usage: amortgap run EXPERIMENT [flags]; --help after the name shows its flags"
+    return "\n".join([usage, "", "experiments:", *lines])
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 1 a file that cannot be written, 2 a wrong argument."""
     words = list(sys.argv[1:] if args is None else args)
     try:
         if words[:1] == ["run"] and words[1:2] in (["--help"], ["-h"]):
-            print(f"usage: amortgap run EXPERIMENT [flags]\n\nexperiments: {', '.join(experiments())}")
+            print(_experiments_listed())
             return 0
         if words[:1] == ["run"]:
             run(words[1:])
         return tyro.extras.subcommand_cli_from_dict(
-            {"diagnose": diagnose, "report": report}, prog="amortgap", args=words,
-            description="How many nats an amortized encoder loses, why, and how sure we are. "
-            "`amortgap run EXPERIMENT [flags]` runs an experiment, `amortgap run --help` lists them.",
+            {"diagnose": diagnose, "report": report, "run": _run_listed}, prog="amortgap", args=words,
+            description="How many nats an amortized encoder loses, why, and how sure we are.",
         )  # fmt: skip
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -87,7 +87,12 @@ def test_run_finds_every_experiment_and_passes_its_flags_on(capsys):
     assert {"capacity_sweep", "cremer2018", "remedies", "local_vi", "verify_results"} <= set(cli.experiments())
     assert not {"study", "figures_table", "trivial_sweep", "local_vi_sharded"} & set(cli.experiments())
     assert cli.main(["run", "--help"]) == 0
-    assert "capacity_sweep, certificate_check" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "\n  capacity_sweep     Encoder capacity against the gap it leaves" in listed
+    assert [line.split()[0] for line in listed.splitlines()[3:]] == sorted(cli.experiments())
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0 and "run EXPERIMENT [flags]" in " ".join(capsys.readouterr().out.split())
     assert cli.main(["run", "capacity_swep"]) == 2
     assert "got 'capacity_swep'; did you mean capacity_sweep?" in capsys.readouterr().err
     assert cli.main(["run"]) == 2
