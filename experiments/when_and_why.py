@@ -1,6 +1,6 @@
 """When and why amortized VI reaches factorized VI: four published experiments and two more, beside their exact answers.
 
-    python experiments/when_and_why.py --cluster local:2      # preset laptop: under 30 minutes on two cores
+    python experiments/when_and_why.py --cluster local:2      # preset laptop: 18 minutes on two cores
     python experiments/when_and_why.py --preset paper         # published sizes: many hours on a CPU
     python experiments/when_and_why.py --preset smoke         # a few minutes, mostly compilation
 

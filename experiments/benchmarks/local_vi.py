@@ -1,18 +1,19 @@
 """Local VI on a 50-200-200-784 Bernoulli decoder: rates, time to tolerance, and what users have without this library.
 
-    python experiments/benchmarks/local_vi.py                    # preset default: about half an hour
+    python experiments/benchmarks/local_vi.py                    # preset default: 24 minutes, a core at a time
     python experiments/benchmarks/local_vi.py --preset smoke     # about a minute, mostly compilation
 
 Everything is measured in one run and on one core, rates in turns, ratios as medians over the turns. *Rate*: gradients
 of the log joint a second, against a plain vmapped loop of Adam and against the matrix products of the decoder alone;
 once more with data sharded over one device a core. *Tolerance*: every method from the encoder's start to growing
 horizons; nats below the best mean ELBO, against gradients and time (for the natural gradient and the tuned Adam, which
-are compared, the least of two times). *Published*: Adam at 1e-3 with 100 draws from the prior until its own stop rule
-ends it. *Encoder sweep*: share of compilation. Compilation is in no time, but in rows of its own.
+are compared, the least of two times). *Published*: in the manner of a published procedure, Adam at 1e-3 with 100 draws
+from the prior until its own stop rule ends it. *Encoder sweep*: share of compilation. Compilation is in no time, but in
+rows of its own.
 
 Writes local_vi.csv, local_vi.json and local_vi.{pdf,png} to results/benchmarks. Numbers to expect: gradients at 1.15
 times the plain rate and at 85 % of the rate of the matrix products; 0.05 and 0.01 nats in a quarter of tuned Adam's
-time; 500 times as fast as the published procedure; less than 40 % of a short encoder sweep spent in compiling.
+time; 500 times as fast as that procedure; less than 40 % of a short encoder sweep spent in compiling.
 """
 
 from __future__ import annotations
