@@ -4,10 +4,10 @@
     python experiments/verify_results.py --renew        # draw figures and claims anew, and renew their hashes
 
 Of every folder of results: each file is vouched for by a sidecar with its sha256, which names command, configuration,
-commit, versions, machine and time; every verdict of a table (`met`) follows from its value and its requirement; figures
-and tables of claims come out of the committed tables again, to the last pixel and digit where the same version of
-matplotlib draws them, and but for the rendering of text where another does. Of README and docs: their numbers are those
-of the tables. Prints one line for each difference; the exit status is 1 if there is any.
+commit (of a tree without changes), versions, machine and time; every verdict of a table (`met`) follows from its value
+and its requirement; figures and tables of claims come out of the committed tables again, to the last pixel and digit
+where the same version of matplotlib draws them, and but for the rendering of text where another does. Of README and
+docs: their numbers are those of the tables. Prints one line for each difference; the exit status is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ def sidecars(folder: Path) -> Iterator[str]:
         script = shlex.split(sidecar["command"])[1]
         if not (ROOT / script).exists():
             yield f"{path}: its command names {script}, which does not exist"
+        if str(sidecar["git_commit"]).endswith("+changes"):
+            yield f"{path}: it was computed from a working tree with changes, which no commit holds"
         for name, digest in sidecar["files"].items():
             vouched.add(name)
             file = folder / name

@@ -89,6 +89,8 @@ def test_a_wrong_verdict_and_a_poor_sidecar_are_found(verify, folder):
     assert any("table.json: no machine" in each for each in differences)
     sidecar.write_text(json.dumps(facts | {"machine": {}, "command": "python experiments/gone.py"}))
     assert any("gone.py, which does not exist" in each for each in verify.sidecars(folder))
+    sidecar.write_text(json.dumps(facts | {"machine": {}, "git_commit": facts["git_commit"] + "+changes"}))
+    assert any("from a working tree with changes" in each for each in verify.sidecars(folder))
 
 
 def test_renewing_mends_figures_and_hashes_and_nothing_else(verify, committed, folder):
