@@ -33,16 +33,15 @@ def tail_shape(tail: Float[Array, " M"]) -> Float[Array, ""]:
 
     Formula: the generalised Pareto shape of the excesses `exp(l_j) - exp(l_M)` by the empirical Bayes estimator of
     Zhang and Stephens (2009), shrunk towards one half as by ten further observations. -inf if the largest weight is
-    not above the threshold (constant weights have no tail), inf if the tail spans more than the floating range, NaN if
-    three quarters of the tail are tied with the threshold (weights of a discrete latent, to which no density fits).
+    not above the threshold (constant weights have no tail), inf if the tail spans more than the floating range, or if
+    three quarters of it equal the threshold: a few weights above a flat bulk are what a missed mode looks like. Weights
+    of a discrete latent, of which there are finitely many values, may look so without harm.
     """
     size = tail.shape[0] - 1
     top, threshold = tail[0], tail[-1]
     scaled = jnp.exp(tail - jnp.where(jnp.isfinite(top), top, 0.0))
     excess = scaled[:-1][::-1] - scaled[-1]
-    place = max(int(size / 4 + 0.5), 1)
-    quarter = excess[place - 1]
-    tied = tail[size - place] == threshold
+    quarter = excess[max(int(size / 4 + 0.5), 1) - 1]
     usable = (quarter > 0) & jnp.isfinite(top)
     excess = jnp.where(usable, excess, jnp.arange(1, size + 1) / size)
     quarter = jnp.where(usable, quarter, 0.25)
@@ -54,8 +53,7 @@ def tail_shape(tail: Float[Array, " M"]) -> Float[Array, ""]:
     shape = (size * jnp.mean(jnp.log1p(-rate * excess)) + 10 * 0.5) / (size + 10)
     # Rounding alone spreads weights that are constant in exact arithmetic.
     flat = top - threshold < 1e3 * jnp.finfo(tail.dtype).eps
-    unusable = jnp.where(tied & jnp.isfinite(top), jnp.nan, jnp.inf)
-    return jnp.where(jnp.isnan(top), jnp.nan, jnp.where(flat, -jnp.inf, jnp.where(usable, shape, unusable)))
+    return jnp.where(jnp.isnan(top), jnp.nan, jnp.where(flat, -jnp.inf, jnp.where(usable, shape, jnp.inf)))
 
 
 def pareto_k(log_weights: Float[Array, " S"]) -> Float[Array, ""]:
@@ -69,7 +67,7 @@ def pareto_k(log_weights: Float[Array, " S"]) -> Float[Array, ""]:
 
     Returns:
       k-hat; below 0.5 the weights have a finite variance, above 0.7 averages of them are unreliable. -inf for
-      constant weights, NaN with fewer than 25 draws or where most of the largest weights are equal.
+      constant weights, NaN with fewer than 25 draws.
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024), section 2 and
       appendix C; Zhang and Stephens (2009).
