@@ -170,9 +170,8 @@ def check_datum(x: Any, model: Any) -> Any:
 
 def check_row_shape(name: str, xs: Any, shape: tuple[int, ...]) -> None:
     """Refuse data whose rows are not single arrays of `shape`."""
-    leaves = jax.tree.leaves(xs)
-    if len(leaves) != 1 or leaves[0].shape[1:] != shape:
-        got = [leaf.shape for leaf in leaves] if len(leaves) != 1 else leaves[0].shape
+    if getattr(xs, "shape", (0,))[1:] != shape:
+        got = jax.tree.map(jnp.shape, xs)
         raise ValueError(f"{name} must have shape [N, {', '.join(map(str, shape))}], got {got}")
 
 

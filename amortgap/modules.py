@@ -64,8 +64,8 @@ def bring(argument: str, module: Any, shape: tuple[int, ...], variables: Any = N
       UserModule, from one datum to the module's outputs without the axis of the batch.
 
     Raises:
-      ValueError: no flax module; a linen module without variables; one that cannot be run on a batch of one, or that
-        changes its own state when it is run (dropout, batch norm in training mode).
+      ValueError: no flax module; a linen module without variables, or an nnx module with some; one that cannot be run
+        on a batch of one, or that changes its own state when it is run (dropout, batch norm in training mode).
     """
     shape = tuple(shape)
     zeros = jnp.zeros((1, *shape))
@@ -73,6 +73,9 @@ def bring(argument: str, module: Any, shape: tuple[int, ...], variables: Any = N
         return _linen(argument, module, zeros, variables)
     if not isinstance(module, nnx.Module):
         raise ValueError(f"{argument} must be a flax nnx or linen module, got {type(module).__name__}")
+    if variables is not None:
+        got = type(variables).__name__
+        raise ValueError(f"{argument} is an nnx module, which holds its own weights: variables must be None, got {got}")
     # Of copies: variables are shared by what they are split from and merged into, and the trial must not change them.
     definition, weights, rest = nnx.split(nnx.clone(module), nnx.Param, ...)
     run = nnx.clone(module)

@@ -231,6 +231,12 @@ def _scaled(module: nnx.Module, last: Any, scale: float) -> Network:
     return from_module(module)
 
 
+def architecture(network: Network) -> tuple[str, bool]:
+    """Return what a dense network does besides its sizes: its activation, and whether its layers are residual."""
+    module = nnx.merge(network.graph, network.weights)
+    return getattr(module, "activation", ""), getattr(module, "residual", False)
+
+
 def pad_weights(weights: Any, template: Any) -> Any:
     """Return `weights` embedded in the shapes of `template`, zeros elsewhere.
 

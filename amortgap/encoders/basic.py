@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._checks import as_data, check_count, check_key, checked_record, is_concrete
-from amortgap.networks import Network, count_weights, dense, pad_weights
+from amortgap.networks import Network, architecture, count_weights, dense, pad_weights
 
 # Encoders start near phi = 0, the standard normal: from random scales the first steps meet ELBOs of -10^4 and a narrow
 # network may never recover.
@@ -162,7 +162,7 @@ def mlp(
     """Return a multilayer perceptron encoder.
 
     Formula: `h_0 = x; h_{l+1} = activation(W_l h_l + b_l)`, l < depth; `phi = W h_depth + b`. With `residual` every
-    hidden layer but the first adds its input, `h_{l+1} = h_l + activation(W_l h_l + b_l)`.
+    hidden layer whose input has its size adds it, `h_{l+1} = h_l + activation(W_l h_l + b_l)`.
 
     Args:
       key: typed key of the initial weights.
@@ -189,6 +189,12 @@ def mlp(
     return _encoder(network, in_dim, standardize)
 
 
+def _kind(encoder: Any) -> tuple[Any, ...]:
+    network = getattr(encoder, "network", None)
+    how = architecture(network) if isinstance(network, Network) else ("", False)
+    return type(encoder).__name__, getattr(encoder, "in_dim", None), len(jax.tree.leaves(encoder)), *how
+
+
 def stack_padded(encoders: Sequence[Any]) -> Any:
     """Return encoders of one kind and depth as a single stacked encoder, narrow ones padded with zero weights.
 
@@ -202,12 +208,19 @@ def stack_padded(encoders: Sequence[Any]) -> Any:
       An encoder of that kind whose leaves have a leading axis, one entry an encoder.
 
     Raises:
-      ValueError: no encoders, or encoders whose networks differ in more than widths.
+      ValueError: no encoders, encoders whose networks differ in more than widths, or residual ones of different widths.
     """
     if not encoders:
         raise ValueError("encoders must hold at least one encoder, got none")
-    if len({(type(encoder), encoder.in_dim, len(jax.tree.leaves(encoder))) for encoder in encoders}) > 1:
-        raise ValueError("encoders must be of one kind, input size and number of layers to be stacked")
+    kinds = {_kind(encoder) for encoder in encoders}
+    if len(kinds) > 1:
+        raise ValueError(
+            "encoders must be of one kind, input size, number of arrays and activation to be stacked, "
+            f"got {sorted(map(str, kinds))}"
+        )
+    if any(residual for *_, residual in kinds) and len({encoder.num_weights for encoder in encoders}) > 1:
+        # Which layers add their input depends on their sizes, and padding changes those.
+        raise ValueError("encoders must be of one width to be stacked if they are residual")
     largest = max(encoders, key=lambda encoder: encoder.num_weights)
     structure = jax.tree.structure(largest)
     padded = [pad_weights(jax.tree.unflatten(structure, jax.tree.leaves(encoder)), largest) for encoder in encoders]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_positive, check_row_shape, checked_record
+from amortgap._checks import check_count, check_positive, check_row_shape, checked_record
 from amortgap.networks import Network, count_weights, dense
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -91,6 +91,9 @@ def bayesian_decoder(
 
     Source: as in `BayesianDecoder`.
     """
+    for name, size in (("latent_dim", latent_dim), ("data_dim", data_dim), ("width", width)):
+        check_count(name, size)
+    check_count("depth", depth, minimum=0)
     check_positive("noise_variance", noise_variance)
     network = dense(key, (latent_dim, *[width] * depth, data_dim), activation=activation)
     return BayesianDecoder(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_key, check_row_shape
+from amortgap._checks import check_choice, check_count, check_key, check_row_shape, checked_record
 from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
 from amortgap.modules import UserModule, bring
 from amortgap.networks import dense
@@ -19,7 +19,7 @@ from amortgap.networks import dense
 Likelihood = Bernoulli | Binomial | Gaussian
 
 
-@jax.tree_util.register_dataclass
+@checked_record
 @dataclass(frozen=True, kw_only=True)
 class DeepLatentGaussian:
     """Latent Gaussian model with a neural decoder.
@@ -42,6 +42,15 @@ class DeepLatentGaussian:
     likelihood: Likelihood
     latent_dim: int = field(metadata={"static": True})
     data_dim: int = field(metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_count("latent_dim", self.latent_dim)
+        check_count("data_dim", self.data_dim)
+        out = jax.eval_shape(self.decoder, jnp.zeros(self.latent_dim))
+        # An output of another shape might broadcast against the datum, and the bound be that of another model.
+        if getattr(out, "shape", None) != (self.data_dim,):
+            found = [leaf.shape for leaf in jax.tree.leaves(out)]
+            raise ValueError(f"decoder must return one array of shape [data_dim] = ({self.data_dim},), got {found}")
 
     @classmethod
     def from_modules(

@@ -79,14 +79,16 @@ class FactorAnalysis:
             object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
         if self.loadings.ndim < 2:
             raise ValueError(f"loadings must have shape [D, d], got {self.loadings.shape}")
-        if self.loadings.ndim > 2 or not is_concrete((self.loadings, self.mean, self.noise_variance)):
-            return  # a stack of models, or values still being traced
+        if self.loadings.ndim > 2:
+            return  # a stack of models
         features = self.loadings.shape[0]
         if self.mean.shape != (features,) or self.noise_variance.shape != (features,):
             raise ValueError(
                 "loadings [D, d], mean [D] and noise_variance [D] must share D, got shapes "
                 f"{self.loadings.shape}, {self.mean.shape} and {self.noise_variance.shape}"
             )
+        if not is_concrete((self.loadings, self.mean, self.noise_variance)):
+            return
         for name in ("loadings", "mean", "noise_variance"):
             check_finite(name, getattr(self, name))
         lowest = float(self.noise_variance.min())

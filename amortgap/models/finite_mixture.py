@@ -41,12 +41,12 @@ class FiniteMixture:
         names = ("log_weights", "centres", "covariances")
         for name in names:
             object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
-        if not is_concrete([getattr(self, name) for name in names]):
-            return
         k, d = self.centres.shape if self.centres.ndim == 2 else (0, 0)
         found = [getattr(self, name).shape for name in names]
         if not k or not d or found != [(k,), (k, d), (k, d, d)]:
             raise ValueError(f"{', '.join(names)} must have shapes [K], [K, D], [K, D, D] with K > 0, got {found}")
+        if not is_concrete([getattr(self, name) for name in names]):
+            return
         for name in names:
             check_finite(name, getattr(self, name))
         lowest = float(jnp.linalg.eigvalsh(self.covariances).min())

@@ -62,14 +62,14 @@ class MixturePrior:
         names = ("log_weights", "centres", "scales", "loadings", "mean", "noise_variance")
         for name in names:
             object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
-        if not is_concrete([getattr(self, name) for name in names]):
-            return
         components, dim = self.centres.shape if self.centres.ndim == 2 else (0, 0)
         features = self.loadings.shape[0] if self.loadings.ndim == 2 else 0
         expected = [(components,), (components, dim), (components, dim), (features, dim), (features,), (features,)]
         found = [getattr(self, name).shape for name in names]
         if found != expected or not components or not features:
             raise ValueError(f"{', '.join(names)} must have shapes [K], [K, d], [K, d], [D, d], [D], [D], got {found}")
+        if not is_concrete([getattr(self, name) for name in names]):
+            return
         for name in names:
             check_finite(name, getattr(self, name))
         for name in ("scales", "noise_variance"):

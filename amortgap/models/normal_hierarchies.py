@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_float_array, check_positive, check_row_shape, checked_record, is_concrete
+from amortgap._checks import as_float_array, check_finite, check_positive, check_row_shape, checked_record, is_concrete
 from amortgap.models.arrow import ArrowPosterior, arrow_posterior
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -36,7 +36,7 @@ class LinearHierarchy:
       prior_variance: s0^2; None for the flat prior.
 
     Raises:
-      ValueError: a sigma or a prior variance that is not positive.
+      ValueError: a tau that is not finite, or a sigma or a prior variance that is not positive.
 
     Source: Margossian and Blei, "Amortized variational inference: when and why?" (2024), proposition 3.6.
     """
@@ -49,7 +49,7 @@ class LinearHierarchy:
     latent_dim = 1
 
     def __post_init__(self) -> None:
-        _check_scales(self, ("sigma",))
+        _check_numbers(self, finite=("tau",), positive=("sigma",))
 
     def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model: shape [N, 1]."""
@@ -126,6 +126,9 @@ class SawSeries:
       alpha: effect of the latent on the observation.
       prior_variance: s0^2; None for the flat prior.
 
+    Raises:
+      ValueError: an alpha that is not finite, or a prior variance that is not positive.
+
     Source: Margossian and Blei (2024), section 5.4.
     """
 
@@ -134,6 +137,9 @@ class SawSeries:
 
     global_dim = 1
     latent_dim = 1
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, finite=("alpha",), positive=())
 
     def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model: pairs, shape [N, 2]."""
@@ -165,8 +171,10 @@ def _log_prior(theta: Array, variance: float | None) -> Array:
     return jnp.zeros((), theta.dtype) if variance is None else jnp.sum(_log_normal(theta, variance))
 
 
-def _check_scales(model: Any, names: tuple[str, ...]) -> None:
-    for name in names:
+def _check_numbers(model: Any, *, finite: tuple[str, ...], positive: tuple[str, ...]) -> None:
+    for name in finite:
+        check_finite(name, as_float_array(name, getattr(model, name)))
+    for name in positive:
         if is_concrete(as_float_array(name, getattr(model, name))):
             check_positive(name, float(getattr(model, name)))
     if model.prior_variance is not None:

@@ -279,3 +279,36 @@ def test_from_log_joint_with_and_without_params():
     np.testing.assert_allclose(gradient.params["scale"], -(2 * 1 + 3 * 2))
     with pytest.raises(ValueError, match=r"must return one scalar, got shape \(2,\)"):
         ag.models.from_log_joint(lambda z, x: z, 2).log_joint(z, x)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", ag.models.Binomial(4)], ids=["bernoulli", "binomial"])
+def test_bounds_can_be_differentiated_with_respect_to_the_data(key, x64, likelihood):
+    model = ag.models.deep_latent_gaussian(key, latent_dim=2, data_dim=3, width=4, depth=1, likelihood=likelihood)
+    output, x = model.decoder(jnp.array([0.3, -1.0])), jnp.array([0.2, 0.5, 0.9])
+
+    def value(x):
+        return model.likelihood.log_prob(output, x)
+
+    step = 1e-5 * jnp.eye(3)
+    differences = (jax.vmap(value)(x[None] + step) - jax.vmap(value)(x[None] - step)) / 2e-5
+    np.testing.assert_allclose(jax.grad(value)(x), differences, rtol=1e-6)
+
+
+def test_a_decoder_that_would_broadcast_is_refused():
+    given = {"likelihood": ag.models.Bernoulli(), "latent_dim": 2}
+    with pytest.raises(
+        ValueError, match=r"decoder must return one array of shape \[data_dim\] = \(5,\), got \[\(1,\)\]"
+    ):
+        ag.models.DeepLatentGaussian(decoder=lambda z: z[:1], data_dim=5, **given)
+    with pytest.raises(ValueError, match="latent_dim must be a whole number"):
+        ag.models.DeepLatentGaussian(decoder=lambda z: z, data_dim=2, **(given | {"latent_dim": -2}))
+    with pytest.raises(ValueError, match="must share D"):
+        jax.jit(
+            lambda mean: ag.models.FactorAnalysis(loadings=jnp.ones((3, 2)), mean=mean, noise_variance=jnp.ones(3))
+        )(jnp.zeros(1))
+    with pytest.raises(ValueError, match="alpha holds 1 NaN"):
+        ag.models.SawSeries(alpha=jnp.nan)
+    with pytest.raises(ValueError, match="prior_variance must be a positive number, got -1"):
+        ag.models.SawSeries(alpha=1.0, prior_variance=-1.0)
+    with pytest.raises(ValueError, match="depth must be a whole number, at least 0, got -1"):
+        ag.models.bayesian_decoder(jax.random.key(0), latent_dim=1, data_dim=2, width=3, depth=-1)

@@ -309,3 +309,18 @@ def test_no_hidden_layer_leaves_an_affine_map_of_full_rank():
     np.testing.assert_allclose(encoder(x), x @ matrix + zero, rtol=1e-5, atol=1e-6)
     # A bottleneck as wide as the latent would leave rank two.
     assert np.linalg.matrix_rank(matrix) == family.size == 5
+
+
+def test_only_encoders_that_padding_leaves_as_they_are_can_be_stacked(key):
+    family = ag.families.MeanFieldNormal(2)
+    tanh, relu = (
+        ag.encoders.mlp(key, 3, family, width=w, depth=1, activation=a) for w, a in ((4, "tanh"), (8, "relu"))
+    )
+    with pytest.raises(ValueError, match=r"activation to be stacked, got .*'relu'.*'tanh'"):
+        ag.encoders.stack_padded([tanh, relu])
+    narrow, wide = (ag.encoders.mlp(key, 3, family, width=w, depth=2, residual=True) for w in (3, 8))
+    with pytest.raises(ValueError, match="one width to be stacked if they are residual"):
+        ag.encoders.stack_padded([narrow, wide])
+    stacked = ag.encoders.stack_padded([wide, wide])
+    x = jnp.arange(3.0)
+    np.testing.assert_allclose(jax.vmap(lambda encoder: encoder(x))(stacked)[1], wide(x), rtol=1e-6)
