@@ -144,14 +144,15 @@ def local_vi(tables: Tables) -> Iterator[str]:
     products, large = (value(SHARDED, f"share of the rate of {of}") for of in ("matrix products", "sgemm 2048"))
     yield f"{100 * products:.0f} % of the rate of its matrix products alone and at {100 * large:.0f} % of that of large"
     yield f"takes {value('fit_local, defaults, reruns included', EACH):.0f} ms an image"
-    yield f"takes {value('published', EACH) / 1000:.0f} s an image from the prior ({value('published', 'points'):.0f}"
+    yield f"takes {value(BY_ADAM, EACH) / 1000:.0f} s an image from the prior ({value(BY_ADAM, 'points'):.0f}"
     yield f"takes {value(FROM_PRIOR, EACH):.0f} ms, {value(FROM_PRIOR, 'times as fast'):.0f} times less"
-    gain = tables.row(path, method=FROM_PRIOR, quantity="ELBO above the published one's, nats")
+    gain = tables.row(path, method=FROM_PRIOR, quantity="ELBO above that of Adam, nats")
     yield f"({1e3 * float(gain['value']):.1f}e-3 ± {1e3 * float(gain['standard_error']):.1f}e-3 nats)"
 
 
 RATE, EACH = "rate over plain Adam's", "milliseconds per point"
 FROM_PRIOR, SHARDED = "fit_local from the prior", "natural gradient, sharded"
+BY_ADAM = "Adam at 1e-3, 100 draws, window stop"
 
 
 def certificates(tables: Tables) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Local VI of a hierarchical NumPyro model with 1000 groups, against NumPyro's own SVI run for every group.
 
-    python experiments/benchmarks/numpyro_groups.py                    # preset default: 97 s on two cores
+    python experiments/benchmarks/numpyro_groups.py                    # preset default: 77 s on two cores
     python experiments/benchmarks/numpyro_groups.py --preset smoke     # a minute, mostly compilation
 
 Both sides get the same one-group posterior and the same normal family; ELBOs are compared on the same draws. Times per

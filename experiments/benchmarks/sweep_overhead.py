@@ -1,6 +1,6 @@
 """What the sweep layer costs, and that killing it loses nothing.
 
-    python experiments/benchmarks/sweep_overhead.py                    # preset default: 94 s on two cores
+    python experiments/benchmarks/sweep_overhead.py                    # preset default: 71 s on two cores
     python experiments/benchmarks/sweep_overhead.py --preset smoke     # half a minute
 
 Needs the extra [dask]. Writes sweep_overhead.csv and its JSON sidecar to results/benchmarks.
