@@ -153,10 +153,13 @@ def check_data(name: str, xs: Any, model: Any) -> Any:
 def check_datum(x: Any, model: Any) -> Any:
     """Return one datum `x` as a floating array after asking the model whether it can be its datum.
 
-    A datum of a model without `validate` is taken as it is.
+    A datum of a model without `validate` is taken as it is, if its numbers are finite.
     """
     validate = getattr(model, "validate", None)
     if validate is None:
+        for leaf in jax.tree.leaves(x):
+            if not isinstance(leaf, Tracer) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                check_finite("x", leaf)
         return x
     rows = jax.tree.map(lambda leaf: as_float_array("x", leaf)[None], x)
     for leaf in jax.tree.leaves(rows):
