@@ -59,6 +59,7 @@ def test_lbfgs_with_cubature_meets_the_closed_form_ladder_to_float_precision(key
     assert abs(fit.change) < 1e-3
 
 
+@pytest.mark.slow
 def test_lbfgs_on_fixed_draws_raises_the_elbo_and_runs_under_vmap(key):
     encoders = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make(FAMILY, 2, k) for k in jax.random.split(key, 2)])
     settings = {"optimizer": "lbfgs", "num_steps": 12, "num_evaluations": 2, "num_samples": 8, "antithetic": True}
@@ -238,6 +239,7 @@ def test_after_a_value_that_is_not_finite_the_optimiser_starts_afresh():
         assert (after.params, after.optimiser) == (params, memory)
 
 
+@pytest.mark.slow
 def test_train_vae_with_an_affine_decoder_approaches_the_maximum_likelihood_of_factor_analysis(key):
     # One factor behind three features: the likelihood has a proper maximum inside the parameter space.
     true = ag.models.FactorAnalysis(

@@ -40,6 +40,7 @@ def test_sandwich_holds_in_expectation_and_its_weights_are_unbiased(factor_analy
     assert 0.5 < float(jnp.mean(found.acceptance)) < 0.8
 
 
+@pytest.mark.slow
 def test_reverse_chains_on_real_data_are_labelled_heuristic(factor_analysis, simulated, optima, key):
     """From the mean field optimum the path is short, so both sides must agree with the exact value within error.
 
@@ -242,6 +243,7 @@ class Threshold:
         return jax.random.normal(key, (1,)), jnp.zeros(1)
 
 
+@pytest.mark.slow
 def test_likelihoods_of_zero_weigh_nothing_and_data_out_of_reach_are_named(key):
     xs = jnp.array([[0.0], [100.0], [1.0]])
     settings = {"model": Threshold(), "num_temperatures": 5, "num_chains": 500, "num_leapfrog": 2}

@@ -76,6 +76,7 @@ def test_draws_beyond_the_last_block_do_not_count(factor_analysis, simulated, op
     np.testing.assert_allclose(found.effective_sample_size, weights.sum() ** 2 / (weights**2).sum(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_defensive_mixture_mends_a_proposal_that_misses_the_posterior(factor_analysis, simulated, key):
     family = ag.families.MeanFieldNormal(2)
     narrow = jnp.tile(jnp.array([2.5, 2.5, -3.0, -3.0]), (20, 1))
@@ -156,6 +157,7 @@ class Box:
         return z, self.log_prob(z, phi)
 
 
+@pytest.mark.slow
 def test_a_proposal_without_density_where_the_posterior_lives_is_told(key):
     """Its weights are bounded and look harmless; posterior standard normal to 1/3 of the variance, boxes around 0."""
     model = ag.models.FactorAnalysis(loadings=jnp.ones((2, 1)), mean=jnp.zeros(2), noise_variance=jnp.ones(2))

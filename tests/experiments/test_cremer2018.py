@@ -45,6 +45,7 @@ def test_recalled_gaps_are_differences_of_recalled_bounds():
         )
 
 
+@pytest.mark.slow
 def test_published_estimators_end_near_the_optimum_and_copies_report_below_it():
     from studies.cremer2018.estimators import published_ffg
 

@@ -57,6 +57,7 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
+@pytest.mark.slow
 def test_a_part_of_the_smoke_preset_writes_table_sidecar_and_figure(tmp_path):
     done = run("--parts", "encoder-sweep", "gpu", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -178,6 +178,7 @@ FUNNEL_MEAN = jnp.array([0.1, 0.3, -0.2])
 FUNNEL_LOG_SCALE = jnp.array([-0.5, -0.1, 0.0])
 
 
+@pytest.mark.slow
 def test_couplings_are_the_mixed_second_derivatives_of_the_elbo():
     mean, scale = FUNNEL_MEAN, jnp.exp(FUNNEL_LOG_SCALE)
     mixed = jax.jacobian(jax.grad(lambda m, s: -funnel_elbo(m, s), argnums=1), argnums=0)(mean, FUNNEL_LOG_SCALE)

@@ -43,6 +43,7 @@ MODEL, XS, PRECISION, MEANS = correlated(12, 20, 6, 1e4)
 FAMILY = ag.families.MeanFieldNormal(12)
 
 
+@pytest.mark.slow
 def test_condition_1e4_from_the_prior_within_1000_gradients(key):
     fit = ag.fit_local(key, XS, model=MODEL, family=FAMILY)
     assert np.all(mean_field_loss(fit.phi, PRECISION, MEANS) < 0.01)
@@ -59,6 +60,7 @@ def test_stated_suboptimality_is_the_true_one(key):
     assert not fit.converged.any()
 
 
+@pytest.mark.slow
 def test_full_rank_solves_condition_1e4(key):
     family = ag.families.FullRankNormal(12)
     fit = ag.fit_local(key, XS, model=MODEL, family=family)

@@ -14,6 +14,7 @@ from amortgap.gaps import conditioning_gap
 I = ag.inference  # noqa: E741
 
 
+@pytest.mark.slow
 def test_doubly_reparameterised_gradient_is_unbiased_and_silent_at_the_posterior(x64):
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), FA)
     x, full = XS[0].astype(jnp.float64), ag.families.FullRankNormal(2)

@@ -14,6 +14,7 @@ from amortgap.sweep import Store, open_store
 DRIVER = Path(__file__).with_name("driver.py")
 
 
+@pytest.mark.slow
 def test_a_driver_killed_half_way_resumes_without_computing_finished_cells_again(drive):
     reference = drive("reference", "--cells", "20")
     reference.run()
