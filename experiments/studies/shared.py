@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 import amortgap as ag
+from amortgap.measure import BoundDraws
 
 
 def purpose_key(root: int, purposes: tuple[str, ...], purpose: str, number: int = 0) -> jax.Array:
@@ -37,7 +38,7 @@ class Kept:
 
 
 @functools.partial(jax.jit, static_argnames=("num_samples",))
-def bounds_at(key: Any, phis: Any, xs: Any, model: Any, family: Any, num_samples: int) -> ag.Bounds:
+def bounds_at(key: Any, phis: Any, xs: Any, model: Any, family: Any, num_samples: int) -> BoundDraws:
     """Return `evaluate_bounds` of all data in one compiled call."""
     return ag.evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
 
