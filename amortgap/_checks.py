@@ -57,6 +57,7 @@ def check_key(key: Any) -> None:
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         what = type(key).__name__ if dtype is None else f"an array of {dtype} and shape {key.shape}"
+        what += "; the key is the first argument" * (dtype is not None and jnp.issubdtype(dtype, jnp.floating))
         raise ValueError(f"key must be a typed key made by jax.random.key(seed), got {what}")
     if key.shape != ():
         raise ValueError(f"key must be one key, got an array of keys of shape {key.shape}; map over keys with jax.vmap")
@@ -211,8 +212,14 @@ def check_phis(name: str, phis: Any, family: Any, num_data: int) -> None:
         raise ValueError(f"{name} must have shape [N, size] = {(num_data, family.size)}, got {jnp.shape(phis)}")
 
 
-def check_encoder(encoder: Any, family: Any, row: Any) -> None:
-    """Refuse an encoder whose output for one datum is not one vector of `family.size`."""
+def check_encoder(encoder: Any, family: Any, row: Any) -> Any:
+    """Return `encoder` as a pytree after refusing one whose output for a datum is not one vector of `family.size`.
+
+    A plain function, which has no weights, becomes a pytree without leaves.
+    """
+    if not callable(encoder):
+        hint = "; its trained encoder is its attribute `encoder`" if hasattr(encoder, "encoder") else ""
+        raise ValueError(f"encoder must be a function of one datum, got {type(encoder).__name__}{hint}")
     try:
         out = jax.eval_shape(encoder, row)
     except (TypeError, ValueError) as error:
@@ -221,3 +228,4 @@ def check_encoder(encoder: Any, family: Any, row: Any) -> None:
     if getattr(out, "shape", None) != (family.size,):
         got = getattr(out, "shape", type(out).__name__)
         raise ValueError(f"encoder must return one vector of family.size = {family.size}, got {got}")
+    return jax.tree_util.Partial(encoder) if jax.tree_util.all_leaves([encoder]) else encoder

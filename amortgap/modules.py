@@ -12,6 +12,8 @@ import numpy as np
 from flax import linen, nnx
 from jaxtyping import Array
 
+from amortgap.networks import count_weights
+
 _CHANGES = "changes its own state when it is run, as dropout and batch norm in training mode do"
 # What a module raises whose layers do not fit its input.
 _BROKEN = (TypeError, ValueError, AssertionError, IndexError, AttributeError, flax.errors.FlaxError)
@@ -49,6 +51,10 @@ class UserModule:
         else:
             out = nnx.merge(self.definition, self.weights, self.constants.arrays)(batch)
         return jax.tree.map(lambda leaf: leaf[0], out)
+
+    def __repr__(self) -> str:
+        """Return shape and count alone, as a network of this package does."""
+        return f"UserModule(shape={self.shape}, <{count_weights(self.weights)} weights>)"
 
 
 def bring(argument: str, module: Any, shape: tuple[int, ...], variables: Any = None) -> UserModule:

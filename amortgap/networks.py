@@ -52,6 +52,10 @@ class Network:
         """Return the output of the network for one input."""
         return nnx.merge(self.graph, self.weights)(x)
 
+    def __repr__(self) -> str:
+        """Return the count alone: records that hold networks are printed in notebooks."""
+        return f"Network(<{count_weights(self.weights)} weights>)"
+
 
 # Standard deviation of a standard normal cut off at two.
 _CUT_OFF = 0.87962566103423978
@@ -146,7 +150,7 @@ class _Bidirectional(nnx.Module):
         return self.last(jnp.concatenate([ahead, behind], axis=1))
 
 
-def from_module(module: nnx.Module) -> Network:
+def split_module(module: nnx.Module) -> Network:
     """Return a flax `nnx` module as a Network.
 
     Raises:
@@ -189,7 +193,7 @@ def dense(
         check_count("sizes", size)
     # A key consumed here, not a stored stream: the graph of the module then holds no random state.
     dtype = jnp.zeros(()).dtype
-    return from_module(_Dense(tuple(sizes), activation, output_scale, residual, dtype, nnx.Rngs(params=key)))
+    return split_module(_Dense(tuple(sizes), activation, output_scale, residual, dtype, nnx.Rngs(params=key)))
 
 
 def convolutions(
@@ -205,8 +209,9 @@ def convolutions(
     check_key(key)
     if len(shape) != 3 or not channels:
         raise ValueError(f"shape must be (height, width, channels) and channels not empty, got {shape} and {channels}")
-    for size in (*shape, *channels, outputs):
-        check_count("sizes", size)
+    for name, sizes in (("shape", shape), ("channels", channels), ("outputs", (outputs,))):
+        for size in sizes:
+            check_count(name, size)
     module = _Convolutions(shape, tuple(channels), outputs, jnp.zeros(()).dtype, nnx.Rngs(params=key))
     return _scaled(module, module.last, output_scale)
 
@@ -228,7 +233,7 @@ def bidirectional(key: jax.Array, features: int, width: int, outputs: int, *, ou
 
 def _scaled(module: nnx.Module, last: Any, scale: float) -> Network:
     last.kernel[...] = scale * last.kernel[...]
-    return from_module(module)
+    return split_module(module)
 
 
 def architecture(network: Network) -> tuple[str, bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,13 +18,13 @@ from amortgap.diagnostics import psis
 from amortgap.evidence import UnreliableEvidence, evidence_of_data
 from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal
 from amortgap.inference.local import fit_local
-from amortgap.measure import BoundDraws, evaluate_bounds, inference_gaps
+from amortgap.measure import evaluate_bounds, inference_gaps
 
 # Data in a batch: enough to keep the machine busy, few enough that the second batch tells what the rest will take.
 BATCH = 100
 # Latent dimensions up to which a full-rank normal is fitted beside the family.
 _RICHER_DIM = 64
-_DRAWS = 500
+DRAWS = 500
 _EVIDENCE_DRAWS = 2000
 # Latent dimensions in which a grid takes no more evaluations than these draws.
 _GRID_DIM = 2
@@ -47,21 +46,9 @@ def proposal_family(family: Any) -> Any:
     return richer_family(family) or family
 
 
-@partial(jax.jit, static_argnames=("num_samples",))
-def bounds_at(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, num_samples: int = _DRAWS) -> BoundDraws:
-    """Return `evaluate_bounds`, compiled once for all data of one shape."""
-    return evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
-
-
-def encode(encoder: Any, xs: Any) -> Array:
-    """Return the encoder's output for every datum, [N, size]; a plain function, without weights, will do."""
-    if all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(encoder)):
-        return _encode(encoder, xs)
-    return jax.jit(jax.vmap(encoder))(xs)
-
-
 @jax.jit
-def _encode(encoder: Any, xs: Any) -> Array:
+def encode(encoder: Any, xs: Any) -> Array:
+    """Return the encoder's output for every datum, [N, size]."""
     return jax.vmap(lambda x: encoder(x))(xs)
 
 
@@ -75,7 +62,7 @@ def measure_batch(key: jax.Array, rows: np.ndarray, xs: Any, problem: Problem) -
     model, family = problem.model, problem.family
     key_local, key_richer, key_gaps, key_evidence, key_bound, key_k = jax.random.split(key, 6)
     encoded = encode(problem.encoder, xs)
-    local = fit_local(key_local, xs, model=model, family=family, init=encoded)
+    local = fit_local(key_local, xs, model=model, family=family, init=encoded, every_start=True)
     proposal, of = local.phi, family
     richer, found = richer_family(family), None
     if richer is not None:
@@ -83,7 +70,7 @@ def measure_batch(key: jax.Array, rows: np.ndarray, xs: Any, problem: Problem) -
         proposal = fit_local(
             key_richer, xs, model=model, family=richer, init=_embed(local.phi, family, richer), max_reruns=1
         ).phi
-        found = bounds_at(key_bound, proposal[:, None], xs, model, richer)
+        found = evaluate_bounds(key_bound, proposal[:, None], xs, model=model, family=richer, num_samples=DRAWS)
     with warnings.catch_warnings():
         # k-hat of every datum is in the record.
         warnings.simplefilter("ignore", UnreliableEvidence)
@@ -91,10 +78,10 @@ def measure_batch(key: jax.Array, rows: np.ndarray, xs: Any, problem: Problem) -
             key_evidence, xs, model=model, method=evidence_method(model), family=of, phis=proposal,
             num_samples=_EVIDENCE_DRAWS,
         )  # fmt: skip
-        shapes = psis(key_k, encoded, xs, model=model, family=family, num_samples=_DRAWS).pareto_k
+        shapes = psis(key_k, encoded, xs, model=model, family=family, num_samples=DRAWS).pareto_k
     gaps = inference_gaps(
         key_gaps, xs, model=model, family=family, encoder=problem.encoder, local=local, evidence=evidence,
-        num_samples=_DRAWS,
+        num_samples=DRAWS,
     )  # fmt: skip
     return Measured(
         rows=rows,

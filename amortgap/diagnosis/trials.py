@@ -17,12 +17,13 @@ from jaxtyping import Array
 from amortgap import encoders
 from amortgap._checks import num_rows
 from amortgap.diagnosis.clock import Clock
-from amortgap.diagnosis.measuring import bounds_at, encode, richer_family, take
+from amortgap.diagnosis.measuring import DRAWS, encode, richer_family, take
 from amortgap.diagnosis.parts import Measured, Problem, TriedRemedy
 from amortgap.families import MeanFieldNormal
 from amortgap.gaps import Estimate, paired_difference
 from amortgap.inference.amortized import amortized_vi
 from amortgap.inference.refine import refine
+from amortgap.measure import BoundDraws, evaluate_bounds
 
 REFINEMENT_STEPS = (5, 20)
 # Of the natural gradient, whose rate has no unit, and of Adam for other families; antithetic pairs of draws.
@@ -76,14 +77,18 @@ def count_weights(encoder: Any) -> int:
     )
 
 
+def _bounds(key: jax.Array, phis: Array, place: Place, family: Any, num_samples: int = DRAWS) -> BoundDraws:
+    return evaluate_bounds(key, phis, place.xs, model=place.problem.model, family=family, num_samples=num_samples)
+
+
 def _gain(key: jax.Array, place: Place, phis: Array, family: Any) -> Estimate:
     """Return `mean ELBO(phi_i; x_i) - ELBO(encoder(x_i); x_i)` over the held-out data."""
-    model, own = place.problem.model, place.problem.family
+    own = place.problem.family
     if phis.shape[1] == own.size and type(family) is type(own):
         both = jnp.stack([phis, jnp.asarray(place.test.encoded)], axis=1)
-        found = bounds_at(key, both, place.xs, model, family)
+        found = _bounds(key, both, place, family)
         return paired_difference(found.elbo[:, 0], found.elbo[:, 1], found.paired_standard_error[:, 1])
-    found, gaps = bounds_at(key, phis[:, None], place.xs, model, family), place.test.gaps
+    found, gaps = _bounds(key, phis[:, None], place, family), place.test.gaps
     errors = jnp.hypot(found.standard_error[:, 0], gaps.elbo_amortized_standard_error)
     return paired_difference(found.elbo[:, 0], jnp.asarray(gaps.elbo_amortized), errors)
 
@@ -104,7 +109,7 @@ def _refine(steps: int, key: jax.Array, place: Place, seconds: float) -> _Trial:
     encoded = jnp.asarray(place.test.encoded)
     phis = _refined(key_steps, encoded, place.xs, model, family, settings)
     # Steps of one rate for all may throw a datum far off; whoever refines keeps what is better, on draws of their own.
-    judged = bounds_at(key_choice, jnp.stack([encoded, phis], axis=1), place.xs, model, family, _CHOICE_DRAWS).elbo
+    judged = _bounds(key_choice, jnp.stack([encoded, phis], axis=1), place, family, _CHOICE_DRAWS).elbo
     phis = jnp.where((judged[:, 1] > judged[:, 0])[:, None], phis, encoded)
     gradients = steps * how["num_samples"]
     kind = "natural-gradient" if how is _NATURAL else "Adam"
@@ -199,8 +204,8 @@ TRIALS: dict[str, Callable[[jax.Array, Place, float], _Trial]] = {
     "full-rank encoder": partial(_fresh, richer=True),
 }
 REMEDIES = tuple(TRIALS)
-# Seconds below which a share is not enough to compile and train.
-_LEAST_SHARE = 6.0
+# Seconds that compiling takes at least, and some training with it.
+_LEAST_REFINING, _LEAST_TRAINING = 2.0, 6.0
 
 
 def limits(test: Measured) -> list[TriedRemedy]:
@@ -225,10 +230,12 @@ def try_remedies(
     tried, skipped = [], []
     for number, name in enumerate(names):
         began = place.clock.spent
-        share = (seconds - began) / (len(names) - number)
-        if share < _LEAST_SHARE:
-            skipped.append((name, f"no time left: {max(share, 0):.1f} s, and it takes {_LEAST_SHARE:g} at least"))
+        left, least = seconds - began, _LEAST_REFINING if name.startswith("refine") else _LEAST_TRAINING
+        if left < least:
+            skipped.append((name, f"no time left: {max(left, 0):.1f} s, and it takes {least:g} at least"))
             continue
+        # An even share of what is left, or as much as is needed: what comes first is tried, rather than nothing.
+        share = max(left / (len(names) - number), least)
         key_trial, key_gain = jax.random.split(jax.random.fold_in(key, REMEDIES.index(name)))
         try:
             done = TRIALS[name](key_trial, place, share)

@@ -18,6 +18,7 @@ from amortgap.encoders.random_features import (
 )
 from amortgap.encoders.sequences import RecurrentEncoder, WindowEncoder, recurrent, window
 from amortgap.encoders.sets import Group, SetEncoder, deep_set, pad_groups
+from amortgap.encoders.weight_norm import WeightNormEncoder
 
 if TYPE_CHECKING:
     from amortgap.numpyro_guide import GuideEncoder, from_numpyro_guide
@@ -43,6 +44,7 @@ __all__ = [
     "RecurrentEncoder",
     "SetEncoder",
     "SharedFlowEncoder",
+    "WeightNormEncoder",
     "WindowEncoder",
     "constant",
     "conv",

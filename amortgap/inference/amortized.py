@@ -239,7 +239,7 @@ def _train(
     check_key(key)
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
-    check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
     check_count("num_evaluations", num_evaluations, minimum=2)
     check_count("num_steps", num_steps, minimum=num_evaluations)
     check_count("batch_size", batch_size)

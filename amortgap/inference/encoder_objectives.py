@@ -6,14 +6,13 @@ Each is a function of a model and a family that returns such an objective; `trai
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from amortgap._checks import check_count, check_positive, check_sizes, checked_record
+from amortgap._checks import check_count, check_positive, check_sizes
 from amortgap.objectives import elbo
 
 Objective = Callable[[jax.Array, Any, Any], Array]
@@ -179,44 +178,3 @@ def denoising_objective(*, model: Any, family: Any, noise_scale: float, num_samp
         return plain(key_draws, lambda x: encoder(noisy), x)
 
     return objective
-
-
-@checked_record
-@dataclass(frozen=True)
-class WeightNormEncoder:
-    """An encoder whose units all have incoming weights of one norm: a bounded Lipschitz constant.
-
-    Formula: every matrix W of `encoder.network` is used as `norm * W_j / |W_j|`, j its units.
-
-    Attributes:
-      encoder: with an attribute `network`, trained.
-      norm: of the incoming weights of every unit.
-
-    Raises:
-      ValueError: a norm that is not positive, or an encoder without a `network`.
-    """
-
-    encoder: Any
-    norm: float = field(metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        check_positive("norm", self.norm)
-        if not hasattr(self.encoder, "network"):
-            raise ValueError(f"encoder must have a network, got {type(self.encoder).__name__}")
-
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
-        """Return phi for one datum."""
-
-        def normalised(leaf: Array) -> Array:
-            if leaf.ndim < 2:
-                return leaf
-            square = jnp.sum(leaf**2, axis=tuple(range(leaf.ndim - 1)), keepdims=True)
-            return self.norm * leaf / jnp.sqrt(square + 1e-12)
-
-        smooth = jax.tree.map(normalised, self.encoder.network)
-        return replace(self.encoder, network=smooth)(x)
-
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return self.encoder.num_weights

@@ -12,8 +12,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from amortgap._checks import check_count, check_data, check_encoder, check_key, check_positive, check_sizes, num_rows
-from amortgap.inference.encoder_objectives import Objective, elbo_objective
+from amortgap._checks import check_count, check_data, check_key, check_positive, num_rows
+from amortgap.inference.encoder_objectives import Objective
 from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
 
@@ -63,6 +63,10 @@ def train_encoder(
 
     Formula: `max_w (1/N) sum_i E[objective(key, encoder_w, x_i)]`, by Adam on minibatches with a rate that falls to
     zero by a cosine.
+
+    For the ELBO of a fixed model use `amortized_vi`: it keeps the best weights by an evaluation and says whether they
+    have converged. Here the objective may be anything (simulated data, other divergences), whose values need not be
+    comparable between weights, and the last weights are returned.
 
     Args:
       key: typed key.
@@ -147,53 +151,3 @@ def maximise(
         trace=trace,
         finite=jnp.isfinite(trace.value).all(),
     )
-
-
-def train_vae_aggressively(
-    key: jax.Array,
-    xs: Any,
-    *,
-    model: Any,
-    family: Any,
-    encoder: Any,
-    inner_steps: int = 10,
-    num_steps: int = 4000,
-    batch_size: int = 100,
-    num_samples: int = 1,
-    learning_rate: float = 3e-3,
-) -> EncoderFit:
-    """Train decoder and encoder, the decoder moving only at every J-th step: an encoder that does not lag behind.
-
-    Formula: J Adam steps on the weights of the encoder for every one on those of the decoder, same ELBO.
-
-    Args:
-      key: typed key.
-      xs: data.
-      model, family, encoder: as in `train_vae`; the weights are the start.
-      inner_steps: J; 1 trains both at every step.
-      num_steps: steps of the encoder in all.
-      batch_size, num_samples, learning_rate: of Adam, as in `train_encoder`.
-
-    Returns:
-      EncoderFit; `fit.model` is the trained model.
-
-    Raises:
-      ValueError: bad key, data, sizes or settings.
-
-    Source: He et al., "Lagging inference networks and posterior collapse" (2019), algorithm 1, with a fixed number of
-    inner steps.
-    """
-    check_key(key)
-    xs = check_data("xs", xs, model)
-    check_sizes(model, family)
-    check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
-    check_count("num_samples", num_samples)
-
-    def objective(k: jax.Array, params: Any, x: Any) -> tuple[Array, Array]:
-        plain = elbo_objective(model=params[1], family=family, num_samples=num_samples)
-        return plain(k, params[0], x), jnp.asarray(0)
-
-    return maximise(
-        key, xs, (encoder, model), objective, num_steps=num_steps, batch_size=batch_size,
-        learning_rate=learning_rate, model=model, inner_steps=inner_steps,
-    )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from amortgap.inference.one_datum import (
     first_fit,
     fit_again,
     fit_one,
+    keep_better,
     pairs_per_datum,
     settings_for,
 )
@@ -60,6 +61,7 @@ def local_vi(
     num_samples: int = 256,
     tolerance: float = TOLERANCE,
     max_reruns: int = 3,
+    every_start: bool = False,
 ) -> LocalFit:
     """Maximise the ELBO of one datum over its own variational parameters.
 
@@ -69,7 +71,8 @@ def local_vi(
     ascend by natural gradients, full rank normals by Newton steps, both after a few Adam steps from a cold start;
     other families by Adam on antithetic pairs. A fit that misses the tolerance is taken up again: normal families by
     Newton steps with the curvature across all dimensions. If the result is not better than the start on fresh
-    samples, the start is returned.
+    samples, the start is returned. The ELBO may have several optima, and the best start need not lead to the best of
+    them: with `every_start` each is followed to its end, and the best end is kept.
 
     Args:
       key: typed key.
@@ -85,6 +88,8 @@ def local_vi(
         each latent dimension.
       tolerance: nats below which `suboptimality` counts as converged.
       max_reruns: how often a fit that misses the tolerance is taken up again, each time with twice the steps.
+      every_start: run from the rows of `init` and from the standard member, each to its end, and keep the end whose
+        ELBO is larger beyond the tolerance and three standard errors.
 
     Returns:
       LocalFit. `suboptimality` is the Newton decrement at phi (normal families) or the ELBO gained over the second
@@ -106,7 +111,8 @@ def local_vi(
     """
     check_key(key)
     check_sizes(model, family)
-    settings = settings_for(
+    settings = partial(
+        settings_for,
         family,
         method=method,
         num_steps=num_steps,
@@ -114,14 +120,21 @@ def local_vi(
         num_samples=num_samples,
         tolerance=tolerance,
         max_reruns=max_reruns,
-        has_init=init is not None,
     )
+    usual = settings(has_init=init is not None)
     x = check_datum(x, model)
-    if init is not None:
-        init = jnp.atleast_2d(init)
-        if init.shape[1] != family.size or init.shape[0] == 0:
-            raise ValueError(f"init must have shape [size] or [starts, size], size {family.size}, got {init.shape}")
-    return fit_one(key, x, init, model, family, settings)
+    if init is None:
+        return fit_one(key, x, init, model, family, usual)
+    init = jnp.atleast_2d(init)
+    if init.shape[1] != family.size or init.shape[0] == 0:
+        raise ValueError(f"init must have shape [size] or [starts, size], size {family.size}, got {init.shape}")
+    if not every_start:
+        return fit_one(key, x, init, model, family, usual)
+    alone, keys = settings(has_init=True, standard=False), jax.random.split(key, init.shape[0] + 1)
+    ends = jax.lax.map(lambda run: fit_one(run[0], x, run[1][None], model, family, alone), (keys[1:], init))
+    fits = [jax.tree.map(lambda leaf, row=row: leaf[row], ends) for row in range(init.shape[0])]
+    fits.append(fit_one(keys[0], x, None, model, family, settings(has_init=False)))
+    return reduce(partial(keep_better, tolerance=usual.tolerance), fits)
 
 
 def fit_local(
@@ -138,6 +151,7 @@ def fit_local(
     num_samples: int = 256,
     tolerance: float = TOLERANCE,
     max_reruns: int = 3,
+    every_start: bool = False,
     chunk_size: int = 500,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
@@ -156,7 +170,8 @@ def fit_local(
       chunk_size: data in one compiled call and on one device, at most; memory grows with it and not with N.
       devices: devices to split every chunk over; None for all local ones.
       progress: show a progress bar on standard error if that is a terminal.
-      model, family, method, num_steps, warmup_steps, num_samples, tolerance, max_reruns: as in `local_vi`.
+      model, family, method, num_steps, warmup_steps, num_samples, tolerance, max_reruns, every_start: as in `local_vi`;
+        the starts are those of `init`, of the encoder, and the standard member.
 
     Returns:
       LocalFit with a leading axis N on every field. A datum whose optimisation fails keeps its start and has
@@ -169,7 +184,8 @@ def fit_local(
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     check_count("chunk_size", chunk_size)
-    settings = settings_for(
+    settings = partial(
+        settings_for,
         family,
         method=method,
         num_steps=num_steps,
@@ -177,17 +193,47 @@ def fit_local(
         num_samples=num_samples,
         tolerance=tolerance,
         max_reruns=max_reruns,
-        has_init=encoder is not None or init is not None,
     )
     n = num_rows(xs)
+    usual = settings(has_init=encoder is not None or init is not None)
     if encoder is not None:
-        check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+        encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
     if init is not None and jnp.shape(init) != (n, family.size):
         raise ValueError(f"init must have shape [N, size] = {(n, family.size)}, got {jnp.shape(init)}")
+    fixed: dict[str, Any] = {"xs": xs, "model": model, "family": family, "chunk_size": chunk_size}
+    fit_all = partial(_fit_all, **fixed, devices=devices, progress=progress)
+    offers = [] if init is None else [(init, None)]
+    offers += [] if encoder is None else [(None, encoder)]
+    if not every_start or not offers:
+        return fit_all(key, init=init, encoder=encoder, settings=usual)
+    alone = settings(has_init=True, standard=False)
+    runs = [(*offer, alone) for offer in offers] + [(None, None, settings(has_init=False))]
+    fits = [
+        fit_all(run_key, init=init, encoder=encoder, settings=settings)
+        for run_key, (init, encoder, settings) in zip(jax.random.split(key, len(runs)), runs, strict=True)
+    ]
+    return reduce(partial(keep_better, tolerance=usual.tolerance), fits)
+
+
+def _fit_all(
+    key: jax.Array,
+    *,
+    xs: Any,
+    init: Any,
+    model: Any,
+    family: Any,
+    encoder: Any,
+    settings: Settings,
+    chunk_size: int,
+    devices: Sequence[Any] | None,
+    progress: bool,
+) -> LocalFit:
+    """Fit every datum from the best of the starts that are offered."""
+    n = num_rows(xs)
     devices = chosen_devices(devices)
-    judged_again = _most_at_once(family, ROUGH_DRAWS * num_samples)
+    judged_again = _most_at_once(family, ROUGH_DRAWS * settings.num_samples)
     rerun_size = min(chunk_size, _RERUN_SIZE, judged_again)
-    chunk_size = min(chunk_size, _most_at_once(family, num_samples))
+    chunk_size = min(chunk_size, _most_at_once(family, settings.num_samples))
     if not is_concrete((key, xs, init, model, encoder)):
         return _traced(key, xs, init, model, family, encoder, settings, min(chunk_size, judged_again))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +80,7 @@ class Settings:
     num_samples: int
     tolerance: float
     max_reruns: int
+    standard: bool
 
 
 class Work(NamedTuple):
@@ -99,8 +100,12 @@ def settings_for(
     tolerance: Any,
     max_reruns: Any,
     has_init: bool,
+    standard: bool = True,
 ) -> Settings:
-    """Return checked settings with defaults filled in; raises ValueError as `local_vi` documents."""
+    """Return checked settings with defaults filled in; raises ValueError as `local_vi` documents.
+
+    `standard`: whether the family's standard member competes with the starts that are offered.
+    """
     check_choice("method", method, METHODS)
     mean_field = isinstance(family, MeanFieldNormal)
     normal = mean_field or isinstance(family, FullRankNormal)
@@ -120,7 +125,13 @@ def settings_for(
     check_positive("tolerance", tolerance)
     check_count("max_reruns", max_reruns, minimum=0)
     return Settings(
-        method, int(num_steps), int(warmup_steps), num_samples + num_samples % 2, float(tolerance), max_reruns
+        method,
+        int(num_steps),
+        int(warmup_steps),
+        num_samples + num_samples % 2,
+        float(tolerance),
+        max_reruns,
+        standard or not has_init,
     )
 
 
@@ -143,7 +154,7 @@ def first_fit(
     key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
 ) -> Work:
     """Fit one datum from its best start."""
-    start = family.standard()[None, :] if init is None else jnp.concatenate([family.standard()[None, :], init])
+    start = jnp.concatenate([family.standard()[None, :]] * settings.standard + ([] if init is None else [init]))
     if start.shape[0] > 1:
         key, key_start = jax.random.split(key)
         # Starts differ by many nats or by nothing that matters, so few draws do; one start at a time bounds the memory.
@@ -249,6 +260,25 @@ def fit_one(key: jax.Array, x: Any, init: Array | None, model: Any, family: Any,
     if settings.max_reruns > 1:
         carry = rounds(carry, settings.max_reruns, rough=True)
     return carry[1].fit
+
+
+def keep_better(first: LocalFit, second: LocalFit, tolerance: float) -> LocalFit:
+    """Return the first fit of every datum, or the second where that is better by more than the noise of both.
+
+    Taking the larger of two noisy values would favour noise, and two fits of one optimum differ by less than the
+    tolerance. A second fit that converged also replaces a first that did not and is no better. Steps are counted of
+    both.
+    """
+    gain = second.elbo - first.elbo
+    margin = jnp.maximum(tolerance, 3 * jnp.hypot(first.standard_error, second.standard_error))
+    only = jnp.isfinite(second.elbo) & ~jnp.isfinite(first.elbo)
+    take = only | (gain > margin) | (second.converged & ~first.converged & (gain > -margin))
+    kept = jax.tree.map(lambda a, b: jnp.where(take[..., None] if a.ndim > take.ndim else take, b, a), first, second)
+    return replace(
+        kept,
+        num_steps=first.num_steps + second.num_steps,
+        num_gradients=first.num_gradients + second.num_gradients,
+    )
 
 
 def _choice_pairs(settings: Settings) -> int:

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from amortgap._checks import check_choice, check_count, check_datum, check_key, check_phi, check_positive, check_sizes
 from amortgap.families import MeanFieldNormal
-from amortgap.inference.local import LocalFit, local_vi
 from amortgap.objectives import cubature_elbo, elbo
 
 OPTIMIZERS = ("sgd", "adam", "natural")
@@ -123,54 +122,3 @@ def refine(
 
     (last, _), (path, bad) = jax.lax.scan(step, (phi, change.init(phi)), jax.random.split(key, num_steps))
     return Refinement(last, jnp.concatenate([phi[None], path]), jnp.sum(bad))
-
-
-def local_vi_from_starts(
-    key: jax.Array,
-    x: Any,
-    *,
-    model: Any,
-    family: Any,
-    num_starts: int = 8,
-    spread: float = 1.0,
-    start_steps: int = 300,
-    **settings: Any,
-) -> LocalFit:
-    """Local VI from several random starts, each refined on its own; for families whose ELBO has several optima.
-
-    Formula: starts `phi_s = standard + spread * N(0, I)`, or the family's own `random_start`, each after `start_steps`
-    Adam steps offered to `local_vi`, which takes up the best on fresh samples.
-
-    Args:
-      key: typed key.
-      x: one datum.
-      model, family: as in `elbo`.
-      num_starts: random starts.
-      spread: standard deviation of the starts.
-      start_steps: Adam steps from every start.
-      settings: further arguments of `local_vi`.
-
-    Returns:
-      LocalFit of the best.
-
-    Raises:
-      ValueError: as `local_vi`, or a bad number or spread of starts.
-    """
-    check_key(key)
-    check_count("num_starts", num_starts)
-    check_count("start_steps", start_steps)
-    check_positive("spread", spread)
-    check_sizes(model, family)
-    key_starts, key_refine, key_fit = jax.random.split(key, 3)
-    if hasattr(family, "random_start"):
-        starts = jax.vmap(lambda k: family.random_start(k, spread))(jax.random.split(key_starts, num_starts))
-    else:
-        starts = family.standard()[None] + spread * jax.random.normal(key_starts, (num_starts, family.size))
-
-    def climbed(refine_key: jax.Array, start: Array) -> Array:
-        return refine(
-            refine_key, start, x, model=model, family=family, num_steps=start_steps, learning_rate=0.03, num_samples=4
-        ).phi
-
-    candidates = jax.vmap(climbed)(jax.random.split(key_refine, num_starts), starts)
-    return local_vi(key_fit, x, model=model, family=family, init=candidates, **settings)

@@ -66,7 +66,7 @@ def semi_amortized_vi(
     check_steps(model, family, refine_steps, refine_rate, refine_samples, refine_optimizer)
     check_count("num_samples", num_samples)
     xs = check_data("xs", xs, model)
-    check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
 
     def bound(key: jax.Array, phi: Array, x: Any, model: Any) -> Array:
         return elbo(key, phi, x, model=model, family=family, num_samples=num_samples)

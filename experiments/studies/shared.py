@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import numpy as np
-
-import amortgap as ag
-from amortgap.measure import BoundDraws
 
 
 def purpose_key(root: int, purposes: tuple[str, ...], purpose: str, number: int = 0) -> jax.Array:
@@ -35,12 +31,6 @@ class Kept:
             if name not in self._kept:
                 self._kept[name] = make()
             return self._kept[name]
-
-
-@functools.partial(jax.jit, static_argnames=("num_samples",))
-def bounds_at(key: Any, phis: Any, xs: Any, model: Any, family: Any, num_samples: int) -> BoundDraws:
-    """Return `evaluate_bounds` of all data in one compiled call."""
-    return ag.evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
 
 
 def broken_at(trace: Any) -> int:

@@ -1,5 +1,7 @@
 """Wrong calls are refused by a ValueError that names the argument and the value; odd but right data work."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -104,6 +106,7 @@ CALLS = [
     *[(lambda f=f: f(key=0), r"key must be a typed key made by jax.random.key\(seed\), got int") for f in
       (elbo, local_vi, *ENTRANCES)],
     (lambda: ag.encoders.mlp(jax.random.PRNGKey(0), 3, FAMILY), r"key must be a typed key"),
+    *[(lambda f=f: f(key=XS), r"float32 and shape \(4, 3\); the key is the first argument") for f in ENTRANCES],
     # Counts and settings.
     *[(lambda f=f: f(num_samples=0), r"num_samples must be a whole number, at least \d, got 0") for f in
       (elbo, local_vi, fit_local, amortized, gaps)],
@@ -128,6 +131,11 @@ CALLS = [
     *[(lambda f=f: f(family=ag.families.MeanFieldNormal(5)), r"model.latent_dim = 2 and family.latent_dim = 5") for f in
       (elbo, local_vi, fit_local, amortized, gaps)],
     *[(lambda f=f: f(encoder=ag.encoders.constant(KEY, 7, FAMILY)), r"encoder .* shape \(7,\), got \(3,\)") for f in
+      (fit_local, amortized, gaps)],
+    *[(lambda f=f: f(encoder=SimpleNamespace(encoder=ENCODER)),
+       r"encoder must be a function of one datum, got SimpleNamespace; its trained encoder is its attribute `encoder`")
+      for f in (fit_local, amortized, gaps)],
+    *[(lambda f=f: f(encoder=jnp.zeros(4)), r"encoder must be a function of one datum, got \w+$") for f in
       (fit_local, amortized, gaps)],
     *[(lambda f=f: f(encoder=ag.encoders.constant(KEY, 3, ag.families.FullRankNormal(2))),
        r"encoder must return one vector of family.size = 4, got \(5,\)") for f in (fit_local, amortized, gaps)],
@@ -221,6 +229,14 @@ def test_constant_rows_and_pixels_and_one_row_give_finite_results(xs):
     assert local.phi.shape == (len(xs), 4)
     assert np.isfinite(local.elbo).all()
     assert np.isfinite(fit.trace.elbo).all()
+
+
+def test_a_printed_fit_shows_counts_of_weights_and_no_graphs():
+    encoder = ag.encoders.mlp(KEY, 3, FAMILY, width=2, depth=1)
+    fit = amortized(xs=XS, encoder=encoder, num_steps=4, num_evaluations=2, model=PIXELS)
+    text = repr(fit)
+    assert f"<{encoder.num_weights} weights>" in text
+    assert "GraphDef" not in text and "nnx" not in text
 
 
 def test_a_nearly_constant_pixel_is_not_blown_up():

@@ -60,7 +60,7 @@ ALLOWED = {
     "_checks": set(),
     "networks": {"_checks"},
     "families": {"_checks"},
-    "modules": set(),
+    "modules": {"networks"},
     "encoders": {"_checks", "networks", "modules"},
     "models": {"_checks", "networks", "modules"},
     "objectives": {"_checks"},

@@ -143,6 +143,18 @@ def test_standard_errors_are_calibrated():
     assert np.all(np.abs(bounds.elbo.mean(0) - want) < 5 * jnp.sqrt(spread / repetitions))
 
 
+def test_an_encoder_may_be_a_plain_function(key):
+    def function(x):
+        return ENCODER(x)
+
+    given = {"model": MODEL, "family": FAMILY, "num_samples": 50, "local": local_fit(OPTIMUM)}
+    one, other = (ag.inference_gaps(key, XS, encoder=encoder, **given) for encoder in (function, ENCODER))
+    np.testing.assert_array_equal(one.amortization, other.amortization)
+    given = {"model": MODEL, "family": FAMILY, "num_samples": 16, "num_steps": 4, "max_reruns": 0}
+    one, other = (ag.fit_local(key, XS, encoder=encoder, **given) for encoder in (function, ENCODER))
+    np.testing.assert_array_equal(one.phi, other.phi)
+
+
 def test_draws_are_shared_between_candidates_and_not_between_data(key):
     twice = jnp.stack([OPTIMUM, OPTIMUM], 1)
     same = ag.evaluate_bounds(key, twice, XS, model=MODEL, family=FAMILY, num_samples=50)

@@ -267,6 +267,23 @@ def test_deep_latent_gaussian_is_prior_times_likelihood_of_the_decoder(key, x64)
 # Any log joint --------------------------------------------------------------------------------------------------------
 
 
+def test_a_log_joint_with_a_stated_shape_refuses_a_batch(key):
+    def fn(z, x):
+        return norm_logpdf(z).sum() + norm_logpdf(x - z[0]).sum()
+
+    norm_logpdf, family, xs = jax.scipy.stats.norm.logpdf, ag.families.MeanFieldNormal(1), jnp.ones((5, 3))
+    phi = family.standard()
+    stated, open_ = (ag.models.from_log_joint(fn, 1, data_shape=shape) for shape in ((3,), None))
+    one = ag.elbo(key, phi, xs[0], model=stated, family=family, num_samples=3)
+    np.testing.assert_array_equal(one, ag.elbo(key, phi, xs[0], model=open_, family=family, num_samples=3))
+    assert ag.fit_local(key, xs[:2], model=stated, family=family, num_steps=2, max_reruns=0).phi.shape == (2, 2)
+    for wrong in (xs, {"x": xs[0]}):
+        with pytest.raises(ValueError, match=r"x must be one datum, an array of shape \(3,\), got"):
+            ag.elbo(key, phi, wrong, model=stated, family=family, num_samples=3)
+    with pytest.raises(ValueError, match="data_shape must be a whole number, at least 1, got -1"):
+        ag.models.from_log_joint(fn, 1, data_shape=(-1,))
+
+
 def test_from_log_joint_with_and_without_params():
     def fn(params, z, x):
         return -0.5 * jnp.sum((params["scale"] * z - x["value"]) ** 2)

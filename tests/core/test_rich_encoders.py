@@ -277,6 +277,11 @@ BAD = [
     (lambda: E.pad_groups([]), "groups must be matrices"),
     (lambda: E.deep_set(KEY, 1, mean_field(1))(EMPTY), "at least one observation, got a mask of zeros"),
     (lambda: E.conv(KEY, (8, 8), mean_field(1)), r"shape must be \(height, width, channels\)"),
+    (lambda: E.conv(KEY, (8, 0, 1), mean_field(1)), r"shape must be a whole number, at least 1, got 0"),
+    (
+        lambda: E.conv(KEY, (8, 8, 1), mean_field(1), channels=(0,)),
+        r"channels must be a whole number, at least 1, got 0",
+    ),
     (lambda: E.conv(KEY, (8, 8, 1), mean_field(1), channels=(2,))(jnp.zeros(7)), r"one image of shape \(8, 8, 1\)"),
     (lambda: E.shared_flow(None, mean_field(2)), "family must be a flow with a head"),
     (lambda: E.random_features(KEY, 2, mean_field(1), num_features=-1), "num_features must be .* got -1"),

@@ -126,6 +126,30 @@ def test_little_time_measures_the_first_of_the_same_data_and_tries_nothing(cripp
     assert [name for name, why in found.skipped if "no time left" in why] == ["refine 5 steps", "wider encoder"]
 
 
+def test_a_short_rest_of_time_goes_to_the_first_remedies_as_much_as_they_need(key, crippled, monkeypatch):
+    now, given = [0.0], []
+
+    def trial(takes):
+        def run(key, place, seconds):
+            given.append(seconds)
+            now[0] += takes
+            raise trials.NotTried("a stand-in")
+
+        return run
+
+    takes = dict(zip(trials.REMEDIES, (1.0, 1.0, 6.0, 6.0, 6.0, 6.0), strict=True))
+    monkeypatch.setattr(trials, "TRIALS", {name: trial(seconds) for name, seconds in takes.items()})
+    place = trials.Place(problem=None, test=crippled.test, xs=None, clock=Clock(9.0, lambda: now[0]))
+    _, skipped = trials.try_remedies(key, place, names=trials.REMEDIES, seconds=9.0, bar=lambda what: None)
+    assert given == [2.0, 2.0, 6.0]
+    late = [name for name, why in skipped if why == "no time left: 1.0 s, and it takes 6 at least"]
+    assert late == ["training with simulated data", "wider encoder", "full-rank encoder"]
+    # With plenty of time the shares are even.
+    now[0], given[:] = 0.0, []
+    trials.try_remedies(key, place, names=trials.REMEDIES[:3], seconds=90.0, bar=lambda what: None)
+    assert given == [30.0, 44.5, 88.0]
+
+
 def test_refinement_that_throws_data_off_is_not_kept():
     # From so wide a start on exp(z) the first steps are not finite, or far worse.
     model = ag.models.from_log_joint(lambda z, x: jnp.sum(x * z - jnp.exp(z) - 0.5 * z**2), latent_dim=2)

@@ -82,12 +82,12 @@ def test_objectives_are_the_elbos_they_say():
 
 def test_weight_normalised_encoder_has_units_of_one_norm():
     inner = ag.encoders.mlp(KEY, 3, FAMILY, width=4, depth=1)
-    encoder = I.WeightNormEncoder(inner, 0.8)
+    encoder = ag.encoders.WeightNormEncoder(inner, 0.8)
     x = jnp.array([0.3, -1.0, 0.5])
     scaled = dataclasses.replace(
         inner, network=jax.tree.map(lambda leaf: 3.0 * leaf if leaf.ndim == 2 else leaf, inner.network)
     )
-    np.testing.assert_allclose(encoder(x), I.WeightNormEncoder(scaled, 0.8)(x), rtol=1e-5)
+    np.testing.assert_allclose(encoder(x), ag.encoders.WeightNormEncoder(scaled, 0.8)(x), rtol=1e-5)
     _, k1, _, k2 = jax.tree.leaves(inner.network)
     k1, k2 = (0.8 * k / jnp.linalg.norm(k, axis=0, keepdims=True) for k in (k1, k2))
     np.testing.assert_allclose(encoder(x), jax.nn.elu(x @ k1) @ k2, rtol=1e-5)

@@ -242,7 +242,7 @@ BAD = [
      "num_components must be a whole number, at least 1, got 0"),
     (lambda: I.denoising_objective(**SETTINGS, noise_scale=0.0), "noise_scale must be a positive number"),
     (lambda: I.iwae_objective(model=FA, family=ag.families.AuxiliaryFlow(2, 1), num_samples=2), "need family.log_prob"),
-    (lambda: I.WeightNormEncoder(CONSTANT, 1.0), "encoder must have a network"),
+    (lambda: ag.encoders.WeightNormEncoder(CONSTANT, 1.0), "encoder must have a network"),
     (lambda: FA.conditioning_gap([0, 0]), "observed must be distinct coordinates below 3"),
     (
         lambda: ag.gaps.conditioning_gap(jnp.eye(2), jnp.eye(3), jnp.ones((2, 1)), jnp.eye(1)),

@@ -28,7 +28,7 @@ from studies.capacity.references import (
     train_decoder,
 )
 from studies.capacity.study import QUANTILES, Study
-from studies.shared import bounds_at, broken_at
+from studies.shared import broken_at
 
 # Encoders are padded to the next of these widths, to share one compiled call where compiling costs more than padding.
 _PADDED = (32, 128)
@@ -149,7 +149,8 @@ def measure(studies: Sequence[Study], model: Any, encoders: Any, reference: Refe
         chosen = [min(j, len(studies) - 1) for j in range(i, i + _AT_ONCE)]
         candidates = jnp.concatenate([reference.local.phi[:, None], phis[:, jnp.asarray(chosen)]], axis=1)
         samples = first.ladder_samples if first.model == "factor_analysis" else first.num_samples
-        bounds = bounds_at(purpose_key("evaluation"), candidates, xs, model, family, samples)
+        key = purpose_key("evaluation")
+        bounds = ag.evaluate_bounds(key, candidates, xs, model=model, family=family, num_samples=samples)
         for position, study in enumerate(studies[i : i + _AT_ONCE]):
             rows.append(_rows(study, bounds, position + 1, model, reference))
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -35,7 +34,6 @@ def local_name(family: str) -> str:
     return f"L[q*_{family}]"
 
 
-@functools.partial(jax.jit, static_argnames=("num_samples",))
 def _elbos(key: Any, phis: Any, xs: Any, model: Any, family: Any, num_samples: int) -> Any:
     return ag.evaluate_bounds(key, phis[:, None], xs, model=model, family=family, num_samples=num_samples).elbo[:, 0]
 

@@ -15,7 +15,7 @@ import amortgap as ag
 from amortgap.sweep import CellResult
 from studies.remedies.methods import REFINE, REMEDIES, Problem, Trained
 from studies.remedies.study import Study
-from studies.shared import Kept, bounds_at, purpose_key
+from studies.shared import Kept, purpose_key
 
 _SHARED = (
     "data",
@@ -172,7 +172,8 @@ def encode(encoder: Any, rows: Any) -> Any:
 
 def values_at(study: Study, fixed: Fixed, family: Any, phis: Any) -> Any:
     """Return the ELBO of every evaluated datum at `phis` on draws that are the same for all remedies."""
-    return bounds_at(_key("evaluation"), phis[:, None], fixed.rows, fixed.problem.model, family, study.num_samples)
+    how: dict[str, Any] = {"model": fixed.problem.model, "family": family, "num_samples": study.num_samples}
+    return ag.evaluate_bounds(_key("evaluation"), phis[:, None], fixed.rows, **how)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps",))

@@ -194,7 +194,7 @@ def _denoising(**fixed: Any) -> Any:
 
 
 def _weight_norm(encoder: Any) -> Any:
-    return inference.WeightNormEncoder(encoder, 2.0)
+    return ag.encoders.WeightNormEncoder(encoder, 2.0)
 
 
 F = ag.families
