@@ -1,0 +1,46 @@
+"""The benchmark of the two commands: what it calls time and memory, and what a command may not see."""
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
+
+
+@pytest.fixture
+def fresh_clone(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fresh_clone
+
+    return fresh_clone
+
+
+def test_time_and_memory_are_those_of_all_processes(fresh_clone, tmp_path):
+    held = "held = bytearray(b'x') * (200 << 20); import time; time.sleep(2)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {held!r}])"
+    seconds, peak, _ = fresh_clone.run([sys.executable, "-c", parent], tmp_path, tmp_path)
+    assert 2 < seconds < 10
+    assert 0.2 < peak < 0.26
+    assert fresh_clone.memory_of_tree(psutil.Process()) > 1e7
+
+
+def test_a_command_sees_an_empty_home_and_no_caches(fresh_clone, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "somewhere")
+    asked = "import os; print(os.environ['HOME'], 'JAX_COMPILATION_CACHE_DIR' in os.environ, os.getcwd())"
+    home, folder = tmp_path / "home", tmp_path / "folder"
+    folder.mkdir()
+    said = fresh_clone.run([sys.executable, "-c", asked], folder, home)[2]
+    assert said.split() == [str(home), "False", str(folder)]
+
+
+def test_a_command_that_fails_is_no_measurement_and_says_why(fresh_clone, tmp_path):
+    with pytest.raises(SystemExit, match=r"no measurement: .* ended with 3\nbroken"):
+        fresh_clone.run([sys.executable, "-c", "print('broken'); raise SystemExit(3)"], tmp_path, tmp_path)
+
+
+def test_an_interpreter_that_does_not_exist_is_refused(fresh_clone, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fresh_clone.py", "--pythons", "python9.9"])
+    with pytest.raises(SystemExit, match=r"--pythons must name interpreters, got python9.9"):
+        fresh_clone.main()
