@@ -115,7 +115,7 @@ def run_sweep(
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    logger.info("table: %s", ", ".join(map(str, written)))
+    logger.debug("table: %s", ", ".join(map(str, written)))
     return summary
 
 

@@ -1,5 +1,6 @@
 """What several studies share."""
 
+import sys
 import threading
 import time
 import types
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 
@@ -59,3 +61,20 @@ def test_the_step_by_which_training_broke_down(elbo, step):
 
     trace = types.SimpleNamespace(step=np.array([10, 20, 30]), batch_elbo=np.zeros(3), elbo=np.array(elbo))
     assert broken_at(trace) == step
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the allocator of Linux is asked to give memory back")
+def test_memory_that_was_freed_goes_back_to_the_system():
+    from studies.shared import release_memory
+
+    resident = psutil.Process().memory_info
+    before = resident().rss
+    # Small blocks, which the allocator keeps; the last of them pins the end of the heap.
+    blocks = [bytearray(3000) for _ in range(100_000)]
+    last = blocks[-1]
+    held = resident().rss
+    assert held - before > 2e8
+    del blocks
+    assert resident().rss - before > 0.5 * (held - before)
+    release_memory()
+    assert resident().rss - before < 0.2 * (held - before), last[:1]

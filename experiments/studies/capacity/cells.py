@@ -28,7 +28,7 @@ from studies.capacity.references import (
     train_decoder,
 )
 from studies.capacity.study import QUANTILES, Study
-from studies.shared import broken_at
+from studies.shared import broken_at, release_memory
 
 # Encoders are padded to the next of these widths, to share one compiled call where compiling costs more than padding.
 _PADDED = (32, 128)
@@ -59,6 +59,7 @@ class Compute:
         results = train_and_measure(studies, self._references.model(first), self._references.of(first))
         # The program of a group serves no other; all kept, they would double the memory of a worker.
         _train.clear_cache()  # pyright: ignore[reportAttributeAccessIssue] (jax's stub omits it)
+        release_memory()
         return results
 
 

@@ -214,6 +214,7 @@ def _through(file: Path, make: Callable[[], Any], take_apart: Any, restore: Any)
             made = make()
             # What was compiled for this is not needed again.
             jax.clear_caches()
+            shared.release_memory()
             arrays, words = take_apart(made)
             plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
             write_atomic(file, save(plain, metadata=words))
