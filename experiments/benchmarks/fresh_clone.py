@@ -124,6 +124,8 @@ def main() -> None:
     missing = [python for python in args.pythons if shutil.which(python) is None]
     if missing or not args.pythons:
         raise SystemExit(f"error: --pythons must name interpreters, got {' '.join(missing) or 'none'}")
+    if not (ROOT / ".git").exists():
+        raise SystemExit(f"error: {ROOT} is no clone of the repository, and what is measured is a clone of it")
     start, load, rows, installed = time.time(), os.getloadavg(), [], []
     for python in args.pythons:
         with tempfile.TemporaryDirectory() as folder:

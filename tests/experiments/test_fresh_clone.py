@@ -44,3 +44,10 @@ def test_an_interpreter_that_does_not_exist_is_refused(fresh_clone, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["fresh_clone.py", "--pythons", "python9.9"])
     with pytest.raises(SystemExit, match=r"--pythons must name interpreters, got python9.9"):
         fresh_clone.main()
+
+
+def test_without_the_repository_there_is_nothing_to_measure(fresh_clone, monkeypatch, tmp_path):
+    monkeypatch.setattr(fresh_clone, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fresh_clone.py", "--pythons", sys.executable])
+    with pytest.raises(SystemExit, match=r"is no clone of the repository"):
+        fresh_clone.main()
