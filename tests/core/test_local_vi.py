@@ -98,7 +98,11 @@ def test_datum_7_does_not_depend_on_n_or_the_chunk_size(key, n, chunk_size):
     assert np.ptp(want.phi[:, 0]) > 0.1  # data differ, so a mix-up would show
 
 
-@pytest.mark.parametrize("family", [FAMILY, ag.families.LowRankNormal(2, 1)], ids=["natural_gradient", "adam"])
+@pytest.mark.parametrize(
+    "family",
+    [FAMILY, pytest.param(ag.families.LowRankNormal(2, 1), marks=pytest.mark.slow)],
+    ids=["natural_gradient", "adam"],
+)
 def test_never_worse_than_the_start(key, family):
     # One step from a start that is already optimal, and from a terrible one.
     posterior = FA.posterior(XS[0])
@@ -154,7 +158,10 @@ def test_seeds_data_and_weights_of_one_shape_never_retrace(key):
 
 @pytest.mark.parametrize(
     ("family", "guide"),
-    [(FAMILY, AutoNormal), (ag.families.FullRankNormal(2), AutoMultivariateNormal)],
+    [
+        (FAMILY, AutoNormal),
+        pytest.param(ag.families.FullRankNormal(2), AutoMultivariateNormal, marks=pytest.mark.slow),
+    ],
     ids=["mean_field", "full_rank"],
 )
 def test_numpyro_reaches_the_same_optimum_on_a_nonlinear_model(key, family, guide):

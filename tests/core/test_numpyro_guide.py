@@ -94,6 +94,7 @@ def test_elbo_of_a_guide_is_numpyros(trained, key):
     assert abs(total - theirs) < 5 * (error**2 + float(losses.var()) / 4000) ** 0.5
 
 
+@pytest.mark.slow
 def test_multivariate_guide_is_full_rank(key):
     family = ag.families.FullRankNormal(2)
     mine = ag.models.from_numpyro(joint_model, DATA, local_plate="N")

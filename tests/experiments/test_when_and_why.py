@@ -142,6 +142,7 @@ def test_smoke_preset_writes_tables_figures_and_claims(tmp_path):
     assert again.returncode == 0 and "0 to compute" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_part_alone_runs_and_an_unknown_one_is_refused(tmp_path):
     done = run("--parts", "hmm", "--study.half-windows", "0", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
