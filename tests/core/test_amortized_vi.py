@@ -349,3 +349,32 @@ def test_change_over_the_second_half_has_the_error_of_a_mean():
     fit = rounds.fitted(state, ag.inference.Trace(*jnp.zeros((3, 2))), encoder=None, model=None)
     want = np.std([0.5, 0, 1, 0.5], ddof=1) / 2
     np.testing.assert_allclose([fit.change, fit.change_standard_error], [0.5, want], rtol=1e-6)
+
+
+def test_every_round_sees_minibatches_of_its_own(key):
+    # One step a round, one datum a step: weights of data that no round has drawn stay as they were.
+    n, family = 40, ag.families.MeanFieldNormal(1)
+
+    def table(weights, x):
+        return x @ weights
+
+    fit = ag.amortized_vi(
+        key, jnp.eye(n), model=ag.models.from_log_joint(lambda z, x: -0.5 * jnp.sum((z - 3.0) ** 2), 1), family=family,
+        encoder=jax.tree_util.Partial(table, jnp.zeros((n, 2))), num_steps=20, num_evaluations=20, batch_size=1,
+    )  # fmt: skip
+    seen = np.flatnonzero(np.any(fit.encoder.args[0] != 0, axis=1)).size
+    # Of 40 data, 20 draws with replacement hold 16 different ones on average, and fewer than ten almost never.
+    assert 10 <= seen <= 20
+
+
+def test_adam_moves_by_its_rate_and_by_a_third_of_it_in_the_second_cycle(key):
+    # The gradient of the mean is one throughout, and so is Adam's step but for the rate.
+    steps, rate, family = 40, 0.01, ag.families.MeanFieldNormal(1)
+    fit = ag.amortized_vi(
+        key, jnp.zeros((1, 1)), model=ag.models.from_log_joint(lambda z, x: jnp.sum(z), 1), family=family,
+        encoder=jax.tree_util.Partial(lambda phi, x: phi, jnp.zeros(2)), num_steps=2 * steps, num_evaluations=4,
+        batch_size=1, learning_rate=rate, estimator="analytic_entropy",
+    )  # fmt: skip
+    number = np.arange(1, steps + 1)
+    cycle = np.sum(0.5 * (1 + np.cos(np.pi * number / (steps + 1))) * np.minimum(1, number / (steps // 10)))
+    np.testing.assert_allclose(fit.encoder.args[0][0], rate * cycle * (1 + 1 / 3), rtol=1e-4)

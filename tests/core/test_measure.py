@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import chi2
 
 import amortgap as ag
+from amortgap import measure
 from amortgap.gaps import estimate, generalization, paired_difference
 from amortgap.objectives import elbo_draws
 
@@ -141,6 +142,35 @@ def test_standard_errors_are_calibrated():
     assert np.all(paired_spread < 0.3 * spread.sum(1))
     want = jnp.stack([exact_elbo(SHIFTED), exact_elbo(near)], 1)
     assert np.all(np.abs(bounds.elbo.mean(0) - want) < 5 * jnp.sqrt(spread / repetitions))
+
+
+def test_where_encoder_and_optimum_agree_the_shared_draws_leave_no_noise(key):
+    same = local_fit(jnp.broadcast_to(ENCODER.phi, OPTIMUM.shape))
+    gaps = ag.inference_gaps(key, XS, model=MODEL, family=FAMILY, encoder=ENCODER, local=same, num_samples=50)
+    np.testing.assert_array_equal(gaps.amortization, 0)
+    np.testing.assert_array_equal(gaps.amortization_standard_error, 0)
+    assert np.all(gaps.elbo_amortized_standard_error > 0.01)
+
+
+def test_local_fit_bounds_evidence_and_excess_have_keys_of_their_own(key, monkeypatch):
+    seen = {}
+
+    def watched(name):
+        function = getattr(measure, name)
+
+        def call(first, *args, **settings):
+            seen[name] = jax.random.key_data(first).tolist()
+            return function(first, *args, **settings)
+
+        monkeypatch.setattr(measure, name, call)
+
+    for name in ("fit_local", "evaluate_bounds", "evidence_of_data", "optimum_excess_of_data"):
+        watched(name)
+    ag.inference_gaps(
+        key, XS, model=MODEL, family=FAMILY, encoder=ENCODER, evidence_method="importance", num_samples=10,
+        evidence_samples=10, optimum_samples=8, every_start=False,
+    )  # fmt: skip
+    assert len(seen) == len({tuple(value) for value in seen.values()}) == 4
 
 
 def test_an_encoder_may_be_a_plain_function(key):
