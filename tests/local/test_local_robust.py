@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.inference import local, one_datum
+from amortgap.inference import curvature, local, one_datum
 
 RNG = np.random.default_rng(0)
 
@@ -132,6 +132,29 @@ def test_adam_warms_up_in_the_first_run_only(monkeypatch, key):
     assert rates == [1e-1, 3e-2, 1e-2]
     one_datum.fit_again(key, 0, SHIFTS[0], work, SMALL, PAIR, settings, rough=False, pairs_at_once=4)
     assert rates[3:] == [3e-2, 1e-2]
+
+
+def test_a_fit_and_its_reruns_never_draw_the_same_noise(monkeypatch, key):
+    """The judge of a rerun must not see what a step of the first fit has seen."""
+    seen, original = [], curvature.normal_noise
+
+    def watched(noise_key, shape, dtype):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(noise_key))
+        return original(noise_key, shape, dtype)
+
+    for module in (curvature, one_datum):
+        monkeypatch.setattr(module, "normal_noise", watched)
+    monkeypatch.setattr(one_datum, "_NEWTON_GRADIENTS", 1)
+    family = ag.families.FullRankNormal(2)
+    settings = one_datum.settings_for(
+        family, method="newton", num_steps=4, warmup_steps=2, num_samples=4, tolerance=0.1, max_reruns=2, has_init=False
+    )
+    work = one_datum.first_fit(key, SHIFTS[0], None, SMALL, family, settings, pairs_at_once=64)
+    for number in (0, 1):
+        work = one_datum.fit_again(key, number, SHIFTS[0], work, SMALL, family, settings, rough=False, pairs_at_once=64)
+    jax.block_until_ready(work)
+    jax.effects_barrier()
+    assert len(seen) == len(set(seen)) > 12
 
 
 @pytest.mark.slow
