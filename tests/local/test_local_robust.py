@@ -157,6 +157,43 @@ def test_a_fit_and_its_reruns_never_draw_the_same_noise(monkeypatch, key):
     assert len(seen) == len(set(seen)) > 12
 
 
+def test_climbing_choosing_and_judging_have_noise_of_their_own(monkeypatch, key):
+    seen, ascend, judge = {}, one_datum.ascend, one_datum.judge
+
+    def watched_ascend(climb, *rest, **options):
+        seen["climb"] = climb
+        return ascend(climb, *rest, **options)
+
+    def watched_judge(choice, sweeps, *rest):
+        seen["choice"], seen["sweeps"] = choice, sweeps
+        return judge(choice, sweeps, *rest)
+
+    monkeypatch.setattr(one_datum, "ascend", watched_ascend)
+    monkeypatch.setattr(one_datum, "judge", watched_judge)
+    settings = one_datum.settings_for(
+        PAIR, method="auto", num_steps=3, warmup_steps=2, num_samples=16, tolerance=0.1, max_reruns=0, has_init=False
+    )
+    one_datum.first_fit(key, SHIFTS[0], None, SMALL, PAIR, settings, pairs_at_once=4)
+    assert [len(seen[name]) for name in ("climb", "choice", "sweeps")] == [5, 2, 8]
+    assert len(np.unique(np.concatenate(list(seen.values())), axis=0)) == 15
+
+
+def test_adam_is_judged_on_draws_that_did_not_choose_its_stage(monkeypatch, key):
+    keys, original = [], one_datum.elbo_draws
+
+    def watched(draw_key, *rest, **options):
+        keys.append(draw_key)
+        return original(draw_key, *rest, **options)
+
+    monkeypatch.setattr(one_datum, "elbo_draws", watched)
+    settings = one_datum.settings_for(
+        PAIR, method="adam", num_steps=2, warmup_steps=0, num_samples=4, tolerance=0.1, max_reruns=0, has_init=False
+    )
+    one_datum.first_fit(key, SHIFTS[0], None, SMALL, PAIR, settings, pairs_at_once=4)
+    choice, value = (jax.random.key_data(one).tolist() for one in keys)
+    assert choice != value
+
+
 @pytest.mark.slow
 def test_nan_for_some_latents_spoils_neither_the_datum_nor_its_chunk(key):
     def holed(z, x):
