@@ -1,7 +1,9 @@
 """Annealed importance sampling: exact values from both sides, its cost, its schedules, and a second implementation."""
 
 import dataclasses
+import importlib
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,22 @@ def test_reverse_chains_on_real_data_are_labelled_heuristic(factor_analysis, sim
     exact = factor_analysis.log_evidence(simulated.xs[0])
     assert abs(float(found.lower - exact)) < 4 * float(found.lower_standard_error) < 0.3
     assert abs(float(found.upper - exact)) < 4 * float(found.upper_standard_error) < 0.3
+
+
+def test_plan_both_ways_and_the_run_between_have_keys_of_their_own(factor_analysis, simulated, key, monkeypatch):
+    home, seen = importlib.import_module("amortgap.evidence.bidirectional"), []
+    forward = SimpleNamespace(log_weights=jnp.zeros(3), ends=jnp.zeros((3, 2)), acceptance=jnp.ones(()))
+    for name, result in (
+        ("plan", None), ("anneal", forward), ("_long_run", jnp.zeros((3, 2))), ("anneal_back", jnp.zeros(3)),
+    ):  # fmt: skip
+
+        def stand_in(first, *rest, result=result):
+            seen.append(tuple(jax.random.key_data(first).tolist()))
+            return result
+
+        monkeypatch.setattr(home, name, stand_in)
+    bidirectional(key, simulated.xs[0], model=factor_analysis, num_temperatures=4, num_chains=3)
+    assert len(seen) == len(set(seen)) == 4
 
 
 def test_start_from_q_is_exact_where_q_is_the_posterior(factor_analysis, simulated, key):
