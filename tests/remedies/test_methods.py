@@ -178,6 +178,18 @@ def test_buffered_bound_is_unbiased_for_the_evidence_and_above_the_elbo():
     assert values.mean() < FA.log_evidence(x) + 5 * values.std() / n**0.5
 
 
+def test_iterative_training_states_the_mean_elbo_of_its_iterations():
+    fit = I.iterative_amortized_vi(
+        KEY, XS, **SETTINGS, num_iterations=3, width=4, num_steps=2, num_samples=400, learning_rate=1e-9
+    )
+    path = jax.vmap(fit.encoder.path)(XS)[:, 1:].reshape(-1, FAMILY.size)
+    data = jnp.repeat(XS, 3, axis=0)
+    bounds = jax.vmap(lambda phi, x: ag.cubature_elbo(phi, x, **SETTINGS))(path, data)
+    # The 400 draws of a datum serve all of its iterations.
+    error = 5 * float(jnp.std(bounds) + 2) / (400 * len(XS)) ** 0.5
+    np.testing.assert_allclose(fit.trace.value, jnp.mean(bounds), atol=error)
+
+
 @pytest.mark.slow
 def test_iterative_inference_beats_every_direct_encoder_of_its_size():
     # Forty features, two latents: a direct encoder of no more weights has a bottleneck of one, whose gap is known.
