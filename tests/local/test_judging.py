@@ -36,6 +36,13 @@ def test_kept_stage_and_its_gains_are_those_of_the_draws(means, kept):
     np.testing.assert_allclose(found.over_start, means[kept] - means[0], atol=1e-5)
 
 
+def test_what_is_beyond_chance_is_told_by_the_draws_shared_with_the_end():
+    # The end follows the third stage draw by draw, a tenth below: small, and certain.
+    values = stages(0.0, 1.0, 2.0, 1.9)
+    assert int(choose(values).index) == 3
+    assert int(choose(values.at[3].set(values[2] - 0.1)).index) == 2
+
+
 def test_verdict_reports_the_error_of_the_mean_of_its_own_draws():
     draws = jnp.array([1.0, 3.0, 4.0, 9.0, 0.5])
     judged = verdict(jnp.zeros(2), draws, choose(stages(0.0, 1.0, 2.0, 3.0)), Certificate(*jnp.zeros(3)))
