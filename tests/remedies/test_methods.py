@@ -158,6 +158,15 @@ def test_semi_amortized_training_lowers_the_gap_after_refinement():
     assert all(later < before for before, later in itertools.pairwise(trained))
 
 
+def test_buffered_bound_is_the_evidence_where_its_start_is_the_posterior():
+    """Sticking the landing has no noise there: no step moves phi, and every weight is p(x)."""
+    family, posterior = ag.families.FullRankNormal(2), FA.posterior(XS[0])
+    phi = family.from_moments(posterior.mean, jnp.linalg.cholesky(posterior.covariance))
+    for seed in range(3):
+        found = I.buffered_bound(jax.random.key(seed), phi, XS[0], model=FA, family=family, num_steps=5)
+        np.testing.assert_allclose(found, FA.log_evidence(XS[0]), rtol=1e-5)
+
+
 def test_buffered_bound_is_unbiased_for_the_evidence_and_above_the_elbo():
     x, phi = XS[0], affine_encoder()(XS[0])
     n = 4000
