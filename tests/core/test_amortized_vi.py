@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.inference import amortized, rounds
+from amortgap.inference import amortized, full_batch, rounds
 from amortgap.inference.annealing import Annealed
 
 MODEL = ag.models.FactorAnalysis(
@@ -57,6 +57,21 @@ def test_lbfgs_with_cubature_meets_the_closed_form_ladder_to_float_precision(key
     assert abs(exact_gap(family, fit.encoder) - MODEL.rank_gap(XS, rank)) < 2e-5
     assert fit.finite
     assert abs(fit.change) < 1e-3
+
+
+def test_lbfgs_gives_every_datum_draws_of_its_own(key, monkeypatch):
+    def one_draw(draw_key, phi, x, **settings):
+        return jax.random.uniform(draw_key) ** 8 + 0 * jnp.sum(phi)
+
+    monkeypatch.setattr(full_batch, "elbo", one_draw)
+    xs, encoder = jnp.zeros((400, 3)), ag.encoders.constant(key, 3, MEAN_FIELD)
+    fit = ag.amortized_vi(
+        key, xs, model=MODEL, family=MEAN_FIELD, encoder=encoder, optimizer="lbfgs", num_steps=2, num_evaluations=2
+    )
+    # Means of 400 draws of mean 1/9 and variance 1/17 - 1/81; few single ones are near it.
+    np.testing.assert_allclose(fit.trace.batch_elbo, 1 / 9, atol=0.05)
+    np.testing.assert_allclose(fit.trace.elbo, 1 / 9, atol=0.05)
+    assert not np.allclose(fit.trace.batch_elbo, fit.trace.elbo)
 
 
 @pytest.mark.slow

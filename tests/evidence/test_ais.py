@@ -13,7 +13,7 @@ from scipy import stats
 
 import amortgap as ag
 from amortgap.evidence import UnreliableEvidence, ais, bidirectional, linear_temperatures, sigmoid_temperatures
-from amortgap.evidence.ais import make_settings, pilot_repeats, plan
+from amortgap.evidence.ais import Plan, make_settings, pilot_repeats, plan
 from amortgap.evidence.bidirectional import _long_run
 from amortgap.evidence.hmc import make_path, place, transition
 
@@ -40,6 +40,28 @@ def test_sandwich_holds_in_expectation_and_its_weights_are_unbiased(factor_analy
         ratio = np.exp(difference)
         assert abs(ratio.mean() - 1) < 4 * ratio.std(ddof=1) / ratio.size**0.5
     assert 0.5 < float(jnp.mean(found.acceptance)) < 0.8
+
+
+def test_the_long_run_takes_the_median_step_of_the_last_temperature(key, monkeypatch):
+    home, steps = importlib.import_module("amortgap.evidence.bidirectional"), []
+
+    def stand_in(move_key, path, chain, beta, step, num_leapfrog):
+        steps.append(float(step))
+        return chain, beta
+
+    monkeypatch.setattr(home, "transition", stand_in)
+    model = ag.models.FactorAnalysis(loadings=jnp.ones((1, 1)), mean=jnp.zeros(1), noise_variance=jnp.ones(1))
+    path = make_path(model, jnp.ones(1), start="prior", family=None, phi=None)
+    settings, betas = make_settings(
+        temperatures=None, schedule="linear", num_temperatures=5, num_chains=2, num_leapfrog=1, num_pilots=3,
+        step_size=None,
+    )  # fmt: skip
+    fixed = Plan(betas, jnp.array([[0.5, 0.6, 0.7], [0.1, 0.2, 0.9], [0.3, 0.4, 0.8]]))
+    _long_run(key, path, fixed, jnp.zeros(2), jnp.zeros((2, 1)), settings, 3)
+    np.testing.assert_allclose(steps, 0.4)
+    steps.clear()
+    _long_run(key, path, Plan(betas, jnp.zeros((0, 1))), jnp.zeros(2), jnp.zeros((2, 1)), settings, 3)
+    np.testing.assert_allclose(steps, 0.1)
 
 
 @pytest.mark.slow
@@ -164,6 +186,21 @@ def test_transition_leaves_its_density_invariant(factor_analysis, simulated):
     assert 0.2 < float(jnp.mean(accepted)) < 0.95
     assert float(jnp.max(jnp.abs(jnp.mean(whitened, axis=0)))) < 4 / 20_000**0.5
     assert float(jnp.max(jnp.abs(whitened.T @ whitened / 20_000 - jnp.eye(2)))) < 4 * (2 / 20_000) ** 0.5
+
+
+def test_short_steps_of_chains_scaled_by_q_are_nearly_all_accepted(factor_analysis, simulated):
+    """The error of a leapfrog trajectory falls with the square of the step; a force of another scale spoils that."""
+    x = simulated.xs[0]
+    family, posterior = ag.families.MeanFieldNormal(2), factor_analysis.posterior(x)
+    phi = family.from_moments(posterior.mean, jnp.diag(jnp.array([0.2, 0.3])))
+    path = make_path(factor_analysis, x, start="q", family=family, phi=phi)
+    assert float(jnp.max(path.scale)) < 0.5
+
+    def accepted(k):
+        chain = place(path, path.sample(jax.random.fold_in(k, 1)))
+        return transition(k, path, chain, jnp.asarray(0.5), jnp.asarray(0.1), 5)[1]
+
+    assert float(jnp.mean(jax.vmap(accepted)(jax.random.split(jax.random.key(3), 500)))) > 0.99
 
 
 def test_schedules():

@@ -265,3 +265,10 @@ def test_two_devices_give_what_one_gives():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     done = subprocess.run([sys.executable, "-c", DEVICES], check=False, env=os.environ | {"XLA_FLAGS": flags})
     assert done.returncode == 0
+
+
+def test_exact_evidence_has_no_error_and_no_tail(factor_analysis, simulated, key):
+    found = ag.log_evidence(key, simulated.xs[0], model=factor_analysis, method="exact")
+    assert found.standard_error == 0
+    assert found.effective_sample_size == np.inf
+    assert found.pareto_k == -np.inf
