@@ -215,7 +215,8 @@ def check_phis(name: str, phis: Any, family: Any, num_data: int) -> None:
 def check_encoder(encoder: Any, family: Any, row: Any) -> Any:
     """Return `encoder` as a pytree after refusing one whose output for a datum is not one vector of `family.size`.
 
-    A plain function, which has no weights, becomes a pytree without leaves.
+    A plain function, which has no weights, becomes a pytree without leaves: a new one at every call, since what it
+    closes over may have changed and a compiled program must not outlive that.
     """
     if not callable(encoder):
         hint = "; its trained encoder is its attribute `encoder`" if hasattr(encoder, "encoder") else ""
@@ -228,4 +229,10 @@ def check_encoder(encoder: Any, family: Any, row: Any) -> Any:
     if getattr(out, "shape", None) != (family.size,):
         got = getattr(out, "shape", type(out).__name__)
         raise ValueError(f"encoder must return one vector of family.size = {family.size}, got {got}")
-    return jax.tree_util.Partial(encoder) if jax.tree_util.all_leaves([encoder]) else encoder
+    return jax.tree_util.Partial(lambda x: encoder(x)) if jax.tree_util.all_leaves([encoder]) else encoder
+
+
+def check_trainable(encoder: Any) -> None:
+    """Refuse an encoder without weights where it is to be trained."""
+    if not jax.tree.leaves(encoder):
+        raise ValueError("encoder must hold weights to train, got a function without any; bring it as a pytree")

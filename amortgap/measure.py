@@ -51,7 +51,7 @@ def evaluate_bounds(
       key: typed key, not one that any candidate was optimised with.
       phis: candidates, [N, candidates, size].
       xs: data.
-      model, family: as in `elbo`.
+      model, family: as in `elbo`; pytrees, since the evaluation is compiled as a whole.
       num_samples: draws per datum, rounded up to whole blocks.
       block_size, chunk_size: draws and data in memory at a time.
 

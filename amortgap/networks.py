@@ -260,4 +260,5 @@ def pad_weights(weights: Any, template: Any) -> Any:
 
 def count_weights(weights: Any) -> int:
     """Return the number of scalars in a pytree of weights."""
-    return sum(leaf.size for leaf in jax.tree.leaves(weights))
+    # What jax puts in the place of weights when it says what is wrong has no size, and is printed too.
+    return sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(weights))

@@ -103,8 +103,8 @@ def diagnose(
             raise ValueError(f"{name} must hold at least two data, for an error over data, got {num_rows(xs)}")
     _check_alike(xs_train, xs_test)
     check_sizes(model, family)
+    encoder_name = type(encoder).__name__
     encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs_test))
-    name = type(encoder).__name__
     image_shape = _image_shape(xs_test, image_shape)
     clock = Clock(float(budget))
     problem = Problem(model, family, encoder, xs_train, xs_test)
@@ -140,7 +140,7 @@ def diagnose(
             "tolerance": float(tolerance),
             "model": type(model).__name__,
             "family": type(family).__name__,
-            "encoder": name,
+            "encoder": encoder_name,
             "latent_dim": family.latent_dim,
             "encoder_weights": count_weights(encoder),
             "training_data": num_rows(xs_train),

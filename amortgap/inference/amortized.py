@@ -21,6 +21,7 @@ from amortgap._checks import (
     check_key,
     check_positive,
     check_sizes,
+    check_trainable,
     is_concrete,
     num_rows,
 )
@@ -240,6 +241,8 @@ def _train(
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    if not train_model:
+        check_trainable(encoder)
     check_count("num_evaluations", num_evaluations, minimum=2)
     check_count("num_steps", num_steps, minimum=num_evaluations)
     check_count("batch_size", batch_size)

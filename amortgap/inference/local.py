@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
 
@@ -88,8 +89,9 @@ def local_vi(
         each latent dimension.
       tolerance: nats below which `suboptimality` counts as converged.
       max_reruns: how often a fit that misses the tolerance is taken up again, each time with twice the steps.
-      every_start: run from the rows of `init` and from the standard member, each to its end, and keep the end whose
-        ELBO is larger beyond the tolerance and three standard errors.
+      every_start: run from the rows of `init` and from the standard member, each to its end. The first end is kept
+        unless a later one's ELBO is larger beyond the tolerance and three standard errors, or is larger and converged
+        where the first did not. `start_elbo` is then that of the run that was kept, steps and gradients are of all.
 
     Returns:
       LocalFit. `suboptimality` is the Newton decrement at phi (normal families) or the ELBO gained over the second
@@ -131,9 +133,9 @@ def local_vi(
     if not every_start:
         return fit_one(key, x, init, model, family, usual)
     alone, keys = settings(has_init=True, standard=False), jax.random.split(key, init.shape[0] + 1)
-    ends = jax.lax.map(lambda run: fit_one(run[0], x, run[1][None], model, family, alone), (keys[1:], init))
+    ends = jax.lax.map(lambda run: fit_one(run[0], x, run[1][None], model, family, alone), (keys[:-1], init))
     fits = [jax.tree.map(lambda leaf, row=row: leaf[row], ends) for row in range(init.shape[0])]
-    fits.append(fit_one(keys[0], x, None, model, family, settings(has_init=False)))
+    fits.append(fit_one(keys[-1], x, None, model, family, settings(has_init=False)))
     return reduce(partial(keep_better, tolerance=usual.tolerance), fits)
 
 
@@ -159,8 +161,9 @@ def fit_local(
     """Fit local VI to every datum: `local_vi` mapped over data, in chunks of bounded memory, on all devices.
 
     Formula: `phi*_i = argmax_{phi_i} ELBO(phi_i; x_i)` for i = 1..N. Datum i uses the key `fold_in(key, i)`, so its
-    result does not depend on N, on the chunk size or on the number of devices beyond rounding. Data that miss the
-    tolerance are gathered into batches of their own and taken up again.
+    result does not depend on N, on the chunk size or on the number of devices beyond rounding; with `every_start` run r
+    has a key of its own in the place of `key`. Data that miss the tolerance are gathered into batches of their own and
+    taken up again.
 
     Args:
       key: typed key.
@@ -209,8 +212,8 @@ def fit_local(
     alone = settings(has_init=True, standard=False)
     runs = [(*offer, alone) for offer in offers] + [(None, None, settings(has_init=False))]
     fits = [
-        fit_all(run_key, init=init, encoder=encoder, settings=settings)
-        for run_key, (init, encoder, settings) in zip(jax.random.split(key, len(runs)), runs, strict=True)
+        fit_all(run_key, init=start, encoder=starter, settings=how)
+        for run_key, (start, starter, how) in zip(jax.random.split(key, len(runs)), runs, strict=True)
     ]
     return reduce(partial(keep_better, tolerance=usual.tolerance), fits)
 
@@ -251,6 +254,8 @@ def _fit_all(
 
     size = layout.size(rerun_size, n)
     together = _pairs_at_once(size, layout)
+    # Of what the first run alone reads there shall be one value: runs from other starts share the compiled reruns.
+    settings = replace(settings, warmup_steps=0, standard=True)
     for number in range(settings.max_reruns):
         late = np.flatnonzero(~converged)
         label = f"local VI, rerun {number + 1}"

@@ -266,13 +266,13 @@ def keep_better(first: LocalFit, second: LocalFit, tolerance: float) -> LocalFit
     """Return the first fit of every datum, or the second where that is better by more than the noise of both.
 
     Taking the larger of two noisy values would favour noise, and two fits of one optimum differ by less than the
-    tolerance. A second fit that converged also replaces a first that did not and is no better. Steps are counted of
-    both.
+    tolerance. A second fit that converged also replaces a first that did not and whose ELBO is lower. Steps are counted
+    of both.
     """
     gain = second.elbo - first.elbo
     margin = jnp.maximum(tolerance, 3 * jnp.hypot(first.standard_error, second.standard_error))
     only = jnp.isfinite(second.elbo) & ~jnp.isfinite(first.elbo)
-    take = only | (gain > margin) | (second.converged & ~first.converged & (gain > -margin))
+    take = only | (gain > margin) | (second.converged & ~first.converged & (gain > 0))
     kept = jax.tree.map(lambda a, b: jnp.where(take[..., None] if a.ndim > take.ndim else take, b, a), first, second)
     return replace(
         kept,

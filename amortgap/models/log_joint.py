@@ -81,5 +81,7 @@ def from_log_joint(
     if not callable(fn):
         raise ValueError(f"fn must be a function (z, x) -> scalar, got {type(fn).__name__}")
     if data_shape is not None:
+        if not isinstance(data_shape, tuple | list):
+            raise ValueError(f"data_shape must be a shape such as (784,), got {data_shape!r}")
         data_shape = tuple(check_count("data_shape", length) for length in data_shape)
     return LogJoint(function=fn, params=params, latent_dim=check_count("latent_dim", latent_dim), data_shape=data_shape)

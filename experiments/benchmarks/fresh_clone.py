@@ -13,6 +13,7 @@ Numbers to expect: the sweep within 4 minutes and 2 GB, the tests within 12 minu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,8 +31,11 @@ from figures_table import row, write
 from amortgap.sweep.config import parse_args
 
 ROOT = Path(__file__).resolve().parents[2]
-# What would lead to caches and packages of the machine.
-KEPT_OUT = ("JAX_COMPILATION_CACHE_DIR", "AMORTGAP_DATA", "PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")
+# What would lead to caches and packages of the machine, or change what make does.
+HIDDEN = (
+    "JAX_COMPILATION_CACHE_DIR", "AMORTGAP_DATA", "PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "PIP_CACHE_DIR",
+    "UV_CACHE_DIR", "MPLCONFIGDIR", "XLA_FLAGS", "MAKEFLAGS", "PYTHON", "VENV", "ARGS", "WORKERS",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +69,20 @@ def memory_of_tree(process: psutil.Process) -> int:
 
 def run(command: list[str], folder: Path, home: Path) -> tuple[float, float, str]:
     """Return the seconds that a command took, its peak in GB, and what it printed."""
-    environment = {name: value for name, value in os.environ.items() if name not in KEPT_OUT} | {"HOME": str(home)}
+    environment = {name: value for name, value in os.environ.items() if name not in HIDDEN} | {"HOME": str(home)}
     start, peak = time.perf_counter(), 0
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         watched = psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                peak = max(peak, memory_of_tree(watched))
-            except psutil.NoSuchProcess:
-                break
-            time.sleep(0.5)
+        try:
+            while process.poll() is None:
+                # The command may end between the question and the look.
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    peak = max(peak, memory_of_tree(watched))
+                time.sleep(0.5)
+        except BaseException:
+            process.kill()
+            raise
         status, seconds = process.wait(), time.perf_counter() - start
         output.seek(0)
         said = output.read()
@@ -132,9 +139,10 @@ def main() -> None:
             found, versions = in_a_clone(shutil.which(python) or python, args, Path(folder))
         rows += found
         installed.append(versions)
-    busy = {"before": load, "after": os.getloadavg()}
-    seconds = round(time.time() - start, 1)
-    write(args.out, "fresh_clone", rows, config=args, seconds=seconds, load_average=busy, installed=installed)
+        # After every interpreter: what fails with the next one does not take these along.
+        busy = {"before": load, "after": os.getloadavg()}
+        seconds = round(time.time() - start, 1)
+        write(args.out, "fresh_clone", rows, config=args, seconds=seconds, load_average=busy, installed=installed)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,9 @@ CALLS = [
     *[(lambda f=f: f(encoder=SimpleNamespace(encoder=ENCODER)),
        r"encoder must be a function of one datum, got SimpleNamespace; its trained encoder is its attribute `encoder`")
       for f in (fit_local, amortized, gaps)],
+    (lambda: amortized(encoder=lambda x: jnp.zeros(4)), r"encoder must hold weights to train, got a function without"),
+    (lambda: ag.semi_amortized_vi(KEY, XS, model=FA, family=FAMILY, encoder=lambda x: jnp.zeros(4), refine_steps=1),
+     r"encoder must hold weights to train"),
     *[(lambda f=f: f(encoder=jnp.zeros(4)), r"encoder must be a function of one datum, got \w+$") for f in
       (fit_local, amortized, gaps)],
     *[(lambda f=f: f(encoder=ag.encoders.constant(KEY, 3, ag.families.FullRankNormal(2))),

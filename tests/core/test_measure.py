@@ -185,6 +185,18 @@ def test_an_encoder_may_be_a_plain_function(key):
     np.testing.assert_array_equal(one.phi, other.phi)
 
 
+def test_a_plain_function_is_read_anew_at_every_call(key):
+    weights = {"phi": OPTIMUM[0]}
+
+    def function(x):
+        return weights["phi"]
+
+    given = {"model": MODEL, "family": FAMILY, "num_samples": 16, "num_steps": 1, "max_reruns": 0}
+    first = ag.fit_local(key, XS[:2], encoder=function, **given)
+    weights["phi"] = OPTIMUM[0] + jnp.array([9.0, 0.0, 0.0, 0.0])
+    assert not np.allclose(ag.fit_local(key, XS[:2], encoder=function, **given).start_elbo, first.start_elbo)
+
+
 def test_draws_are_shared_between_candidates_and_not_between_data(key):
     twice = jnp.stack([OPTIMUM, OPTIMUM], 1)
     same = ag.evaluate_bounds(key, twice, XS, model=MODEL, family=FAMILY, num_samples=50)

@@ -1,5 +1,7 @@
 """Models against dense normals, quadrature, scikit-learn and automatic differentiation."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -282,6 +284,8 @@ def test_a_log_joint_with_a_stated_shape_refuses_a_batch(key):
             ag.elbo(key, phi, wrong, model=stated, family=family, num_samples=3)
     with pytest.raises(ValueError, match="data_shape must be a whole number, at least 1, got -1"):
         ag.models.from_log_joint(fn, 1, data_shape=(-1,))
+    with pytest.raises(ValueError, match=r"data_shape must be a shape such as \(784,\), got 3"):
+        inspect.unwrap(ag.models.from_log_joint)(fn, 1, data_shape=3)
 
 
 def test_from_log_joint_with_and_without_params():

@@ -267,6 +267,12 @@ def test_two_devices_give_what_one_gives():
     assert done.returncode == 0
 
 
+def test_k_hat_does_not_depend_on_a_constant_in_the_log_weights():
+    log_weights = 0.6 * jax.random.exponential(jax.random.key(5), (2000,))
+    for shift in (-500.0, 500.0):
+        np.testing.assert_allclose(pareto_k(log_weights + shift), pareto_k(log_weights), atol=0.01)
+
+
 def test_exact_evidence_has_no_error_and_no_tail(factor_analysis, simulated, key):
     found = ag.log_evidence(key, simulated.xs[0], model=factor_analysis, method="exact")
     assert found.standard_error == 0

@@ -93,7 +93,8 @@ def test_a_second_fit_is_kept_only_where_it_is_better_beyond_noise_and_tolerance
         (0.0, 0.1, True, 0.4, 0.1, True, 1),  # within three joint errors
         (0.0, 0.1, True, 0.5, 0.1, True, 2),
         (0.0, 0.0, True, 5.0, 0.0, False, 2),  # better, and said not to have converged
-        (0.0, 0.0, False, -0.05, 0.0, True, 2),  # no worse, and converged
+        (0.0, 0.0, False, 0.05, 0.0, True, 2),  # larger, and it alone converged
+        (0.0, 0.0, False, -0.05, 0.0, True, 1),
         (0.0, 0.0, False, -0.5, 0.0, True, 1),
         (0.0, 0.0, False, 0.05, 0.0, False, 1),
         (nan, nan, False, -9.0, 0.1, False, 2),

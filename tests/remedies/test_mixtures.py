@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
+from amortgap.inference.recursive_mixture import _assembled
 
 KEY = jax.random.key(0)
 I = ag.inference  # noqa: E741
@@ -30,6 +31,14 @@ def test_local_vi_from_starts_finds_both_modes_with_a_mixture():
     narrow = ag.families.MeanFieldNormal(1)
     single = ag.local_vi(KEY, x, model=BIMODAL, family=narrow)
     assert BIMODAL.log_evidence(x) - single.elbo > 0.2
+
+
+def test_components_are_put_together_as_the_family_packs_them():
+    # Each component: two means, two log scales, the log weight.
+    parts = jnp.array([[1.0, 2.0, -1.0, -2.0, 0.3], [3.0, 4.0, -3.0, -4.0, 0.7]])
+    family = ag.families.MixtureOfNormals(2, 2)
+    packed = family.pack(parts[:, 4], parts[:, :2], parts[:, 2:4])
+    np.testing.assert_allclose(_assembled(parts), packed)
 
 
 @pytest.mark.slow
