@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
+from readme_commands import bare_machine, on_bare_machine
 from readme_studies import cremer, cremer_claims, estimators, fashion, refined, remedies, verdicts, when_and_why
 from readme_tables import Tables, machine, minutes, ran
 
@@ -15,8 +16,8 @@ from readme_tables import Tables, machine, minutes, ran
 def facts(tables: Tables) -> Iterator[str]:
     """Yield the sentences; white space in them does not matter."""
     sections = (
-        experiments, capacity, groups, local_vi, certificates, evidence, remedies, fashion, cremer, cremer_claims,
-        estimators, when_and_why, sweeps,
+        experiments, bare_machine, capacity, groups, local_vi, certificates, evidence, remedies, fashion, cremer,
+        cremer_claims, estimators, when_and_why, sweeps,
     )  # fmt: skip
     for section in sections:
         yield from section(tables)
@@ -45,12 +46,17 @@ def experiments(tables: Tables) -> Iterator[str]:
         ("benchmarks/evidence", "none", f"{_faster(tables):.2f} times as fast as annealing in blackjax"),
         ("benchmarks/numpyro_groups", "none", f"{_times(tables):.0f} times as fast as `SVI.run`"),
         ("benchmarks/sweep_overhead", "none", f"{_overhead(tables, 'serial'):.1f} ms a cell beside its work"),
+        ("benchmarks/fresh_clone", "none", f"`make test` in {_tested(tables)} minutes"),
     ):
         sidecar = tables.sidecar(f"{path}.json")
         cores, cells = sidecar["machine"]["cores"], sidecar.get("cells", {})
         share = f", {cells['computed']} of {cells['computed'] + cells['skipped']} cells" if cells.get("skipped") else ""
         time = f"{minutes(sidecar['seconds'])} ({cores}{share})"
         yield f"| `{sidecar['command']}` | {time} | {data} | {number} | `results/{path.partition('/')[0]}` |"
+
+
+def _tested(tables: Tables) -> str:
+    return minutes(on_bare_machine(tables, "3.11", "make test"))
 
 
 def _widest(tables: Tables, family: str, *, long: bool = False, split: str = "train") -> str:

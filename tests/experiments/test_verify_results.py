@@ -136,7 +136,7 @@ def test_another_machine_or_time_in_a_sidecar_is_found(verify, committed, pages,
     other = lambda self, path: sidecar(self, path) | {"machine": {"cpu": "abacus", "cores": 2}}  # noqa: E731
     monkeypatch.setattr(type(tables), "sidecar", other)
     differences = " ".join(verify.text(tables, pages))
-    assert differences.count("of an abacus") == 12
+    assert differences.count("of an abacus") == 13
 
 
 def test_every_committed_figure_is_saved_in_the_style_sheet(committed):
