@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import amortgap as ag
-from amortgap.evidence import ais, linear_temperatures, sigmoid_temperatures
+from amortgap.evidence import UnreliableEvidence, ais, linear_temperatures, sigmoid_temperatures
 from amortgap.evidence.ais import make_settings, pilot_repeats, plan
 from amortgap.evidence.hmc import make_path, place, transition
 
@@ -262,3 +263,35 @@ def test_matches_blackjax_and_quadrature_on_a_nonlinear_decoder(key):
     their_error = weights.std(ddof=1) / 400**0.5
     assert abs(float(ours.log_evidence - theirs)) < 4 * np.hypot(float(ours.standard_error), their_error)
     assert abs(float(ours.log_evidence) - truth) < 4 * float(ours.standard_error)
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "message"),
+    [
+        ([0.0, 0.6, 0.5, 1.0], "must increase strictly from 0 to 1"),
+        ([0.0, 0.5], "must increase strictly from 0 to 1"),
+        ([[0.0, 1.0]], r"at least two numbers in one row, got shape \(1, 2\)"),
+    ],
+)
+def test_bad_temperatures_are_refused_over_data_too(factor_analysis, simulated, key, temperatures, message):
+    """The functions over data compile what they call, where values can hide."""
+    with pytest.raises(ValueError, match=message):
+        ag.evidence_of_data(key, simulated.xs, model=factor_analysis, method="ais", temperatures=temperatures)
+    with pytest.raises(ValueError, match=message):
+        ag.evidence_bounds(key, simulated.xs, model=factor_analysis, temperatures=temperatures)
+
+
+@pytest.mark.slow
+def test_likelihoods_of_zero_weigh_nothing_and_data_out_of_reach_are_named(key):
+    xs = jnp.array([[0.0], [100.0], [1.0]])
+    settings = {"model": Threshold(), "num_temperatures": 5, "num_chains": 500, "num_leapfrog": 2}
+    with pytest.warns(UnreliableEvidence, match=r"log p\(x\) is -inf, every weight is zero: 1 of 3 data, \[1\]"):
+        found = ag.evidence_of_data(key, xs, method="ais", **settings)
+    exact = stats.norm.logsf(np.asarray(xs)[:, 0])
+    for i in (0, 2):
+        assert abs(float(found.log_evidence[i]) - exact[i]) < 4 * float(found.standard_error[i]) < 0.5
+    assert np.isneginf(found.log_evidence[1]) and np.isposinf(found.standard_error[1])
+    with pytest.warns(UnreliableEvidence) as told:
+        bounds = ag.evidence_bounds(key, xs, num_warmup=5, **settings)
+    assert "the lower bound is -inf, every weight is zero: 1 of 3 data, [1]" in {str(each.message) for each in told}
+    assert np.isneginf(bounds.lower[1]) and np.all(np.isfinite(bounds.lower[jnp.array([0, 2])]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.evidence import UnreliableEvidence, bidirectional
+from amortgap.evidence import bidirectional
 from amortgap.evidence.ais import Plan, make_settings, plan
 from amortgap.evidence.bidirectional import _long_run
 from amortgap.evidence.hmc import make_path
@@ -99,38 +99,6 @@ def test_plan_both_ways_and_the_run_between_have_keys_of_their_own(factor_analys
         monkeypatch.setattr(home, name, stand_in)
     bidirectional(key, simulated.xs[0], model=factor_analysis, num_temperatures=4, num_chains=3)
     assert len(seen) == len(set(seen)) == 4
-
-
-@pytest.mark.parametrize(
-    ("temperatures", "message"),
-    [
-        ([0.0, 0.6, 0.5, 1.0], "must increase strictly from 0 to 1"),
-        ([0.0, 0.5], "must increase strictly from 0 to 1"),
-        ([[0.0, 1.0]], r"at least two numbers in one row, got shape \(1, 2\)"),
-    ],
-)
-def test_bad_temperatures_are_refused_over_data_too(factor_analysis, simulated, key, temperatures, message):
-    """The functions over data compile what they call, where values can hide."""
-    with pytest.raises(ValueError, match=message):
-        ag.evidence_of_data(key, simulated.xs, model=factor_analysis, method="ais", temperatures=temperatures)
-    with pytest.raises(ValueError, match=message):
-        ag.evidence_bounds(key, simulated.xs, model=factor_analysis, temperatures=temperatures)
-
-
-@pytest.mark.slow
-def test_likelihoods_of_zero_weigh_nothing_and_data_out_of_reach_are_named(key):
-    xs = jnp.array([[0.0], [100.0], [1.0]])
-    settings = {"model": Threshold(), "num_temperatures": 5, "num_chains": 500, "num_leapfrog": 2}
-    with pytest.warns(UnreliableEvidence, match=r"log p\(x\) is -inf, every weight is zero: 1 of 3 data, \[1\]"):
-        found = ag.evidence_of_data(key, xs, method="ais", **settings)
-    exact = stats.norm.logsf(np.asarray(xs)[:, 0])
-    for i in (0, 2):
-        assert abs(float(found.log_evidence[i]) - exact[i]) < 4 * float(found.standard_error[i]) < 0.5
-    assert np.isneginf(found.log_evidence[1]) and np.isposinf(found.standard_error[1])
-    with pytest.warns(UnreliableEvidence) as told:
-        bounds = ag.evidence_bounds(key, xs, num_warmup=5, **settings)
-    assert "the lower bound is -inf, every weight is zero: 1 of 3 data, [1]" in {str(each.message) for each in told}
-    assert np.isneginf(bounds.lower[1]) and np.all(np.isfinite(bounds.lower[jnp.array([0, 2])]))
 
 
 def test_reverse_chains_start_where_the_weights_are_and_warm_up_to_the_posterior(key):
