@@ -57,7 +57,8 @@ def check_key(key: Any) -> None:
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         what = type(key).__name__ if dtype is None else f"an array of {dtype} and shape {key.shape}"
-        what += "; the key is the first argument" * (dtype is not None and jnp.issubdtype(dtype, jnp.floating))
+        if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+            what += "; the key is the first argument"
         raise ValueError(f"key must be a typed key made by jax.random.key(seed), got {what}")
     if key.shape != ():
         raise ValueError(f"key must be one key, got an array of keys of shape {key.shape}; map over keys with jax.vmap")

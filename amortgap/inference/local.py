@@ -203,8 +203,9 @@ def fit_local(
         encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
     if init is not None and jnp.shape(init) != (n, family.size):
         raise ValueError(f"init must have shape [N, size] = {(n, family.size)}, got {jnp.shape(init)}")
-    fixed: dict[str, Any] = {"xs": xs, "model": model, "family": family, "chunk_size": chunk_size}
-    fit_all = partial(_fit_all, **fixed, devices=devices, progress=progress)
+    fit_all = partial(
+        _fit_all, xs=xs, model=model, family=family, chunk_size=chunk_size, devices=devices, progress=progress
+    )
     offers = [] if init is None else [(init, None)]
     offers += [] if encoder is None else [(None, encoder)]
     if not every_start or not offers:

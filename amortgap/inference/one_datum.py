@@ -154,7 +154,8 @@ def first_fit(
     key: jax.Array, x: Any, init: Array | None, model: Any, family: Any, settings: Settings, *, pairs_at_once: int
 ) -> Work:
     """Fit one datum from its best start."""
-    start = jnp.concatenate([family.standard()[None, :]] * settings.standard + ([] if init is None else [init]))
+    starts = [family.standard()[None, :]] if settings.standard else []
+    start = jnp.concatenate(starts if init is None else [*starts, init])
     if start.shape[0] > 1:
         key, key_start = jax.random.split(key)
         # Starts differ by many nats or by nothing that matters, so few draws do; one start at a time bounds the memory.
