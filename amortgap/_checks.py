@@ -7,6 +7,7 @@ checks of shapes and types always run.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 import jax
@@ -173,6 +174,14 @@ def check_datum(x: Any, model: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], rows)
 
 
+def in_shape(x: Any, shape: tuple[int, ...]) -> Any:
+    """Return one datum in `shape`, given so up to axes of length one, or as its entries in a row; no other layout."""
+    got = jnp.shape(x)
+    if got != (math.prod(shape),) and [n for n in got if n != 1] != [n for n in shape if n != 1]:
+        raise ValueError(f"one datum must have shape {shape} or be its entries in a row, got {got}")
+    return jnp.reshape(x, shape)
+
+
 def check_row_shape(name: str, xs: Any, shape: tuple[int, ...]) -> None:
     """Refuse data whose rows are not single arrays of `shape`."""
     if getattr(xs, "shape", (0,))[1:] != shape:
@@ -193,6 +202,14 @@ def check_range(name: str, xs: Any, *, low: float, high: float | None = None, wh
 
 
 def check_sizes(model: Any, family: Any) -> None:
+    """Refuse a model of no single datum, and a family whose latent dimension differs from the model's."""
+    if not hasattr(model, "log_joint"):
+        hint = "; a model with a global latent has one by ag.models.fix_global" if hasattr(model, "log_local") else ""
+        raise ValueError(f"model must have log_joint(z, x), which {type(model).__name__} lacks{hint}")
+    check_latent_dim(model, family)
+
+
+def check_latent_dim(model: Any, family: Any) -> None:
     """Refuse a family whose latent dimension differs from the model's."""
     if model.latent_dim != family.latent_dim:
         raise ValueError(
@@ -234,6 +251,7 @@ def check_encoder(encoder: Any, family: Any, row: Any) -> Any:
 
 
 def check_trainable(encoder: Any) -> None:
-    """Refuse an encoder without weights where it is to be trained."""
-    if not jax.tree.leaves(encoder):
+    """Refuse an encoder without weights where it is to be trained, such as a plain function."""
+    leaves = jax.tree.leaves(encoder)
+    if not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
         raise ValueError("encoder must hold weights to train, got a function without any; bring it as a pytree")

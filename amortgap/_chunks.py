@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,6 +40,12 @@ def map_data(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int)
     if chunks == 1:
         return chunk(rows[0])
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], jax.lax.map(chunk, rows))
+
+
+@partial(jax.jit, static_argnames="chunk_size")
+def encode(encoder: Callable[[Any], Array], xs: Any, *, chunk_size: int = 1000) -> Array:
+    """Return the encoder's output for every datum, [N, size]."""
+    return map_data(lambda _, x: encoder(x), xs, chunk_size=chunk_size)
 
 
 def map_sharded(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int, devices: tuple[Any, ...]) -> Any:

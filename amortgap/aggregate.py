@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, check_count, check_encoder, check_key, check_phis, check_sizes, num_rows
-from amortgap._chunks import map_data
+from amortgap._checks import as_data, check_count, check_encoder, check_key, check_latent_dim, check_phis, num_rows
+from amortgap._chunks import encode, map_data
 from amortgap.gaps import Estimate, estimate
 
 
@@ -98,7 +98,7 @@ class AggregatePosterior:
         Source: Hoffman and Johnson, "ELBO surgery" (2016), section 3.
         """
         check_key(key)
-        check_sizes(model, self.family)
+        check_latent_dim(model, self.family)
         check_count("num_samples", num_samples, minimum=2)
         if not hasattr(model, "log_prior"):
             raise ValueError(f"the rate needs model.log_prior, which {type(model).__name__} lacks")
@@ -140,8 +140,7 @@ def aggregate_posterior(
     if not hasattr(family, "log_prob"):
         raise ValueError(f"an aggregated posterior needs family.log_prob, which {type(family).__name__} lacks")
     if encoder is not None:
-        check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
-        phi = jax.vmap(encoder)(xs)
+        phi = encode(check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs)), xs)
     phis = jnp.asarray(phi)
     check_phis("phi", phis, family, num_rows(xs))
     return AggregatePosterior(phis=phis, family=family, block_size=block_size)

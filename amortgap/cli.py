@@ -17,6 +17,8 @@ import tyro
 
 NEEDED = ("xs_train", "xs_test", "model", "family", "encoder")
 OPTIONAL = ("image_shape",)
+# Scripts about the repository itself: its committed results, and a clone of it.
+_OF_THE_REPOSITORY = ("verify_results", "fresh_clone")
 
 
 def load_problem(file: pathlib.Path) -> dict[str, Any]:
@@ -27,15 +29,12 @@ def load_problem(file: pathlib.Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise ValueError(f"problem must be a Python file, got {str(file)!r}, which is none")
-    # Modules beside the file can be imported, as when Python runs it.
+    # Modules beside the file can be imported, as when Python runs it: also later, by what the file defines.
     sys.path.insert(0, str(file.resolve().parent))
-    try:
-        make = _naming_the_line(file, lambda: runpy.run_path(str(file), run_name="__problem__")).get("make_problem")
-        if not callable(make):
-            raise ValueError(f"{file} must define a function make_problem(), got {type(make).__name__}")
-        problem = _naming_the_line(file, make)
-    finally:
-        sys.path.pop(0)
+    make = _naming_the_line(file, lambda: runpy.run_path(str(file), run_name="__problem__")).get("make_problem")
+    if not callable(make):
+        raise ValueError(f"{file} must define a function make_problem(), got {type(make).__name__}")
+    problem = _naming_the_line(file, make)
     if not isinstance(problem, Mapping):
         as_dict = getattr(problem, "_asdict", None)
         if as_dict is None:
@@ -93,13 +92,13 @@ def diagnose(
 
     import amortgap as ag
 
-    found = load_problem(problem)
     if not out.resolve().parent.is_dir():
         raise ValueError(f"--out must lie in a folder that exists, got {str(out)!r}")
     # Drawing the figures takes some seconds of its own.
     drawing = 10.0
     if budget < ag.diagnosis.MINIMUM_BUDGET + drawing:
         raise ValueError(f"--budget must be at least {ag.diagnosis.MINIMUM_BUDGET + drawing:g} seconds, got {budget:g}")
+    found = load_problem(problem)
     diagnosis = ag.diagnose(
         jax.random.key(seed), found.pop("xs_train"), found.pop("xs_test"), **found, budget=budget - drawing,
         max_data=max_data, tolerance=tolerance, progress=True,
@@ -131,11 +130,13 @@ def experiments() -> dict[str, pathlib.Path]:
         if (folder / "capacity_sweep.py").is_file():
             scripts = [*folder.glob("*.py"), *folder.glob("benchmarks/*.py")]
             # The others are parts of these: an experiment opens with the command that runs it.
-            return {
+            found = {
                 script.stem: script
                 for script in sorted(scripts, key=lambda script: script.stem)
                 if f"    python {script.relative_to(folder.parent).as_posix()}" in script.read_text()
             }
+            in_wheel = folder.parent == package
+            return {name: script for name, script in found.items() if not (in_wheel and name in _OF_THE_REPOSITORY)}
     raise ValueError(f"no experiments beside {package} or in it: install from a wheel or work in the repository")
 
 

@@ -76,8 +76,8 @@ class Calibration(NamedTuple):
     def coverage(self, levels: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the expected coverage of the highest-density regions of each level, and its standard error.
 
-        Formula: `(1/N) #{i: density rank_i < level (S + 1)}`; equal to `level` for a calibrated posterior, below it
-        for an overconfident one.
+        Formula: `(1/N) #{i: density rank_i < level (S + 1)}`, a rank that the level cuts through counted in part; in
+        expectation `level` for a calibrated posterior, below it for an overconfident one.
 
         Args:
           levels: one level or several in [0, 1], [L].
@@ -91,9 +91,9 @@ class Calibration(NamedTuple):
         levels = np.atleast_1d(np.asarray(levels, float))
         if np.any((levels < 0) | (levels > 1)):
             raise ValueError(f"levels must lie in [0, 1], got {levels}")
-        inside = np.asarray(self.density_ranks)[None, :] < levels[:, None] * (self.num_draws + 1)
-        share = inside.mean(axis=1)
-        return share, np.sqrt(share * (1 - share) / inside.shape[1])
+        ranks = np.asarray(self.density_ranks)[None, :]
+        inside = np.clip(levels[:, None] * (self.num_draws + 1) - ranks, 0.0, 1.0)
+        return inside.mean(axis=1), inside.std(axis=1) / ranks.shape[1] ** 0.5
 
 
 def simulate(key: jax.Array, *, model: Any, num_data: int) -> Simulations:

@@ -10,15 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_choice, check_count
-from amortgap.objectives import (
-    ESTIMATORS,
-    MAX_NODES,
-    cubature_elbo,
-    elbo,
-    gauss_hermite,
-    quadrature_elbo,
-    spherical_cubature,
-)
+from amortgap.nodes import MAX_NODES, gauss_hermite, spherical_cubature
+from amortgap.objectives import ESTIMATORS, cubature_elbo, elbo, quadrature_elbo
 
 METHODS = ("monte_carlo", "cubature", "quadrature")
 

@@ -332,14 +332,14 @@ def generalization(train: Float[Array, " N"], test: Float[Array, " M"]) -> Estim
     """Return how much larger the mean gap is on held-out data, with its standard error over data.
 
     Formula: `mean(test) - mean(train)`, `SE^2 = var(test) / M + var(train) / N`; the Monte Carlo part is not known
-    apart from it and NaN.
+    apart from it and NaN. Intervals have the degrees of freedom of the smaller side, which Welch's are never below.
 
     Args:
       train: gap of every training datum in nats, [N], at least two.
       test: gap of every held-out datum in nats, [M], at least two.
 
     Returns:
-      Estimate in nats; `num_data` is M and `total` M times the mean.
+      Estimate in nats; `num_data` is min(N, M), and `total` as many times the mean.
 
     Raises:
       ValueError: fewer than two numbers on either side, or arrays that are not one number for every datum.
@@ -351,7 +351,7 @@ def generalization(train: Float[Array, " N"], test: Float[Array, " M"]) -> Estim
             raise ValueError(f"{name} must be gaps of at least two data, [N], got shape {values.shape}")
     difference = jnp.mean(test) - jnp.mean(train)
     error = jnp.sqrt(jnp.var(test, ddof=1) / test.shape[0] + jnp.var(train, ddof=1) / train.shape[0])
-    n = test.shape[0]
+    n = min(train.shape[0], test.shape[0])
     return Estimate(difference, difference * n, error, jnp.full_like(error, jnp.nan), n)
 
 

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_count, check_data, check_encoder, check_key, check_phis, check_sizes, num_rows
-from amortgap._chunks import map_data
+from amortgap._chunks import encode, map_data
 from amortgap.evidence import Evidence, Sandwich, evidence_of_data, excess_is_proven, optimum_excess_of_data
+from amortgap.evidence.hmc import check_prior
 from amortgap.evidence.methods import check_method
 from amortgap.gaps import Bound, Estimate, Gaps, paired_difference
 from amortgap.inference.local import LocalFit, fit_local
 from amortgap.objectives import elbo_draws
 
 
-class BoundDraws(NamedTuple):
+class EvaluatedBounds(NamedTuple):
     """Mean and standard error of the ELBO of every datum at several candidates, on shared draws.
 
     Attributes:
@@ -42,7 +43,7 @@ def evaluate_bounds(
     num_samples: int = 1000,
     block_size: int = 100,
     chunk_size: int = 250,
-) -> BoundDraws:
+) -> EvaluatedBounds:
     """Evaluate the ELBO of every datum at several variational parameters with the same draws.
 
     Formula: `ELBO(phi_ic; x_i)` for data i and candidates c; datum i uses `fold_in(key, i)` for all its candidates.
@@ -56,7 +57,7 @@ def evaluate_bounds(
       block_size, chunk_size: draws and data in memory at a time.
 
     Returns:
-      BoundDraws in nats, every field [N, candidates].
+      EvaluatedBounds in nats, every field [N, candidates].
 
     Raises:
       ValueError: bad key, data, sizes or counts, phis of another shape, or fewer than two draws.
@@ -80,7 +81,7 @@ def evaluate_bounds(
 @partial(jax.jit, static_argnames=("blocks", "draws", "chunk_size"))
 def _evaluate(
     key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, blocks: int, draws: int, chunk_size: int
-) -> BoundDraws:
+) -> EvaluatedBounds:
     def moments(index: Array, candidates: Array, x: Any) -> tuple[Array, Array, Array]:
         datum_key = jax.random.fold_in(key, index)
 
@@ -110,7 +111,7 @@ def _evaluate(
         scale = count * (count - 1)
         return mean, jnp.sqrt(second / scale), jnp.sqrt(paired / scale)
 
-    return BoundDraws(*map_data(lambda i, row: moments(i, *row), (phis, xs), chunk_size=chunk_size))
+    return EvaluatedBounds(*map_data(lambda i, row: moments(i, *row), (phis, xs), chunk_size=chunk_size))
 
 
 def inference_gaps(
@@ -178,7 +179,7 @@ def inference_gaps(
     check_sizes(model, family)
     encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
     check_count("num_samples", num_samples, minimum=2)
-    check_count("evidence_samples", evidence_samples)
+    check_count("evidence_samples", evidence_samples, minimum=2)
     n = num_rows(xs)
     # All that can be refused is refused here: the local fits below take minutes, and would be lost.
     if optimum_samples is not None:
@@ -189,10 +190,13 @@ def inference_gaps(
         check_phis("local.phi", local.phi, family, n)
     if evidence is None:
         check_method("evidence_method", evidence_method, model)
+        if evidence_method == "ais":
+            check_prior(model)
     else:
         given = evidence.lower if isinstance(evidence, Sandwich) else evidence.log_evidence
         if given.shape != (n,):
             raise ValueError(f"evidence must hold {n} values, got shape {given.shape}")
+    encoded = encode(encoder, xs)
     key_local, key_bounds, key_evidence, key_excess = jax.random.split(key, 4)
     if local is None:
         how: dict[str, Any] = {"every_start": every_start, "progress": progress}
@@ -213,7 +217,7 @@ def inference_gaps(
         value, error, bias = evidence.lower, evidence.lower_standard_error, "lower bound"
     else:
         value, error, bias = evidence.log_evidence, evidence.standard_error, evidence.bias
-    phis = jnp.stack([local.phi, jax.vmap(encoder)(xs)], axis=1)
+    phis = jnp.stack([local.phi, encoded], axis=1)
     bounds = evaluate_bounds(key_bounds, phis, xs, model=model, family=family, num_samples=num_samples)
     if optimum_samples is not None:
         mean, mean_error = optimum_excess_of_data(
@@ -271,11 +275,12 @@ def compare_encoders(
     check_sizes(model, family)
     check_count("num_samples", num_samples, minimum=2)
     row = jax.tree.map(lambda leaf: leaf[0], xs)
-    for name, encoder in (("first", first), ("second", second)):
+    encoded = {}
+    for name, encoder in (("second", second), ("first", first)):
         try:
-            check_encoder(encoder, family, row)
+            encoded[name] = encode(check_encoder(encoder, family, row), xs)
         except ValueError as error:
             raise ValueError(f"{name} is no encoder of this family: {error}") from error
-    phis = jnp.stack([jax.vmap(second)(xs), jax.vmap(first)(xs)], axis=1)
+    phis = jnp.stack(list(encoded.values()), axis=1)
     bounds = evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
     return paired_difference(bounds.elbo[:, 0], bounds.elbo[:, 1], bounds.paired_standard_error[:, 1])

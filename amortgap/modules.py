@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen, nnx
 from jaxtyping import Array
 
+from amortgap._checks import in_shape
 from amortgap.networks import count_weights
 
 _CHANGES = "changes its own state when it is run, as dropout and batch norm in training mode do"
@@ -44,8 +45,12 @@ class UserModule:
     weights: Any
 
     def __call__(self, x: Array) -> Any:
-        """Return the outputs for one datum, each without the axis of the batch."""
-        batch = jnp.reshape(x, (1, *self.shape))
+        """Return the outputs for one datum, each without the axis of the batch.
+
+        Raises:
+          ValueError: x has another layout than `shape`, and is not its entries in a row.
+        """
+        batch = in_shape(x, self.shape)[None]
         if isinstance(self.definition, linen.Module):
             out = self.definition.apply({**self.constants.arrays, "params": self.weights}, batch)
         else:
@@ -73,7 +78,7 @@ def bring(argument: str, module: Any, shape: tuple[int, ...], variables: Any = N
       ValueError: no flax module; a linen module without variables, or an nnx module with some; one that cannot be run
         on a batch of one, or that changes its own state when it is run (dropout, batch norm in training mode).
     """
-    shape = tuple(shape)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
     zeros = jnp.zeros((1, *shape))
     if isinstance(module, linen.Module):
         return _linen(argument, module, zeros, variables)

@@ -259,6 +259,10 @@ def pad_weights(weights: Any, template: Any) -> Any:
 
 
 def count_weights(weights: Any) -> int:
-    """Return the number of scalars in a pytree of weights."""
-    # What jax puts in the place of weights when it says what is wrong has no size, and is printed too.
-    return sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(weights))
+    """Return how many floating-point numbers a pytree of weights holds."""
+    # What jax puts in the place of weights when it says what is wrong has no size and no dtype, and is printed too.
+    return sum(
+        getattr(leaf, "size", 1)
+        for leaf in jax.tree.leaves(weights)
+        if jnp.issubdtype(getattr(leaf, "dtype", jnp.float32), jnp.floating)
+    )

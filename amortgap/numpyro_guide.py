@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions.transforms import biject_to
 
+from amortgap.families import FullRankNormal, MeanFieldNormal
 from amortgap.models.numpyro_model import NumpyroModel
 from amortgap.networks import count_weights
 
@@ -77,6 +78,11 @@ def from_numpyro_guide(
       ValueError: a guide that cannot be run on one datum, whose sites are not those of the model, whose distributions
         are not normal on the unconstrained scale, that draws one site given another, or a family that cannot hold them.
     """
+    if not isinstance(family, (MeanFieldNormal, FullRankNormal)) or family.latent_dim != model.latent_dim:
+        raise ValueError(
+            f"family must be a MeanFieldNormal or a FullRankNormal of the model's {model.latent_dim} latents, got "
+            f"{type(family).__name__} of {family.latent_dim}"
+        )
     first = jax.tree.map(lambda leaf: leaf[0], model.data)
     try:
         trace = model.trace(guide, params, first)
@@ -102,16 +108,11 @@ def from_numpyro_guide(
         _, root = _moments(name, trace[name]["fn"])
         _check_transform(name, trace[name]["fn"], supports[name]["fn"])
         correlated = bool(jnp.any(root != jnp.diag(jnp.diag(root))))
-        if correlated and family.size == 2 * family.latent_dim:
+        if correlated and isinstance(family, MeanFieldNormal):
             raise ValueError(
-                f"site {name!r} of the guide is a multivariate normal, which a {type(family).__name__} cannot hold"
+                f"site {name!r} of the guide is a multivariate normal, which a MeanFieldNormal cannot hold"
             )
     _check_independent(model, guide, params, first, local)
-    if family.latent_dim != model.latent_dim or not hasattr(family, "from_moments"):
-        raise ValueError(
-            f"family must hold normals of the model's {model.latent_dim} latents, got {type(family).__name__} of "
-            f"{family.latent_dim}"
-        )
     return GuideEncoder(jax.tree.map(jnp.asarray, dict(params)), _Source(guide, model, family))
 
 

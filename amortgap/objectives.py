@@ -5,20 +5,16 @@ A bound goes up. Where an optimiser wants a loss, it is negated there, once.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_choice, check_count, check_datum, check_key, check_phi, check_sizes
+from amortgap.nodes import gauss_hermite, spherical_cubature
 
 ESTIMATORS = ("sticking_the_landing", "analytic_entropy", "total")
-MAX_QUADRATURE_DIM = 3
-# Nodes of one axis; beyond it the outermost weights of the rule leave the range of double precision.
-MAX_NODES = 128
 
 
 def elbo_draws(
@@ -214,51 +210,6 @@ def quadrature_elbo(
     _check_fixed_nodes(phi, model, family)
     points, weights = gauss_hermite(num_nodes, family.noise_dim)
     return _weighted_elbo(phi, x, jnp.asarray(points, phi.dtype), jnp.asarray(weights, phi.dtype), model, family)
-
-
-def spherical_cubature(dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes [2 dim, dim] and weights of expectations under the standard normal, exact to the third degree.
-
-    Formula: `E_{N(u; 0, I)}[f(u)] ~ 1/(2 dim) sum_j sum_{+-} f(+-sqrt(dim) e_j)`.
-
-    Args:
-      dim: dimension of the standard normal.
-
-    Returns:
-      Nodes [2 dim, dim] and weights [2 dim], which sum to one.
-
-    Source: as in `cubature_elbo`.
-    """
-    unit = np.sqrt(dim) * np.eye(dim)
-    return np.concatenate([unit, -unit]), np.full(2 * dim, 0.5 / dim)
-
-
-def gauss_hermite(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes [num_nodes^dim, dim] and weights of expectations under the standard normal.
-
-    Formula: `E_{N(u; 0, I)}[f(u)] = sum_j w_j f(u_j)`, the product over axes of the one-dimensional Gauss-Hermite rule.
-
-    Args:
-      num_nodes: nodes of one axis, 2 to 128.
-      dim: dimension of the standard normal, at most three.
-
-    Returns:
-      Nodes [num_nodes^dim, dim] and weights [num_nodes^dim], which sum to one.
-
-    Raises:
-      ValueError: more than three dimensions, or num_nodes outside 2 to 128.
-
-    Source: as in `quadrature_elbo`.
-    """
-    check_count("num_nodes", num_nodes, minimum=2, maximum=MAX_NODES)
-    if dim > MAX_QUADRATURE_DIM:
-        raise ValueError(
-            f"quadrature serves at most {MAX_QUADRATURE_DIM} dimensions, got {dim} standard normals behind one draw; "
-            "use Monte Carlo, or cubature where the log joint is quadratic"
-        )
-    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
-    grid = np.array(list(itertools.product(nodes, repeat=dim)))
-    return grid, np.array(list(itertools.product(weights / weights.sum(), repeat=dim))).prod(axis=1)
 
 
 def _check_fixed_nodes(phi: Array, model: Any, family: Any) -> None:

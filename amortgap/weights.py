@@ -156,8 +156,10 @@ def _check_config(path: pathlib.Path, saved: Any, wanted: Any) -> None:
     if saved == wanted:
         return
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        names = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
-        what = "; ".join(f"{name} is {saved.get(name)!r}, wanted {wanted.get(name)!r}" for name in names)
+        nothing = "nothing"
+        pairs = {name: (saved.get(name, nothing), wanted.get(name, nothing)) for name in saved.keys() | wanted.keys()}
+        differ = sorted(name for name, (old, new) in pairs.items() if old != new)
+        what = "; ".join(f"{name} is {pairs[name][0]!r}, wanted {pairs[name][1]!r}" for name in differ)
     else:
         what = f"it is {saved!r}, wanted {wanted!r}"
     raise ValueError(f"{path} was saved with another config: {what}")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +111,17 @@ def count_loss(model: ag.models.PoissonGamma, phi: Any, x: Any) -> float:
 
 def compute(study: Study) -> CellResult:
     """Fit one model's data to every number of steps and return estimated and exact loss."""
-    method, losses = "natural_gradient", None
+    method = "natural_gradient"
     if study.model == COUNTS:
         model = ag.models.PoissonGamma(shape=jnp.asarray(1.5), rate=jnp.asarray(0.5))
         family = ag.families.MeanFieldNormal(1)
-        losses = lambda phi, x: count_loss(model, phi, x)  # noqa: E731
+        losses = partial(count_loss, model)
     else:
         d, condition, full = next((d, c, f) for name, d, c, f in NORMAL_MODELS if name == study.model)
         model = factor_analysis(study.seed, d, condition)
         family = ag.families.FullRankNormal(d) if full else ag.families.MeanFieldNormal(d)
         method = "adam" if full else method
-        losses = lambda phi, x: normal_loss(model, family, phi, x)  # noqa: E731
+        losses = partial(normal_loss, model, family)
     xs = ag.diagnostics.simulate(jax.random.key(study.seed), model=model, num_data=study.num_data).xs
     rows = []
     for steps in study.steps:

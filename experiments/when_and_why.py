@@ -117,16 +117,16 @@ def rows_of(cell: Cell) -> list[dict]:
     """Return the rows of one cell."""
     study, size, item = cell.study, cell.size, cell.item
     if cell.part == "linear":
-        return linear(study, size)
+        return linear(size)
     if cell.part == "hmm":
-        return window(study, size) if item == "window" else counter_examples(study)
+        return window(study, size) if item == "window" else counter_examples()
     if cell.part == "regression":
         return regression(study, size)
     if cell.part == "image":
         return image(study, item, size)
     if cell.part == "saw":
         if item == "optima":
-            return saw_exact(study)
+            return saw_exact()
         if item in ("F-VI", "Const"):
             return when_and_why_saw.references(study, item)
         recipe, inputs = item.split()

@@ -27,6 +27,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 assert jax.config.jax_numpy_rank_promotion == "raise", "jax was imported before the settings of the test session"
@@ -48,3 +49,12 @@ def x64():
 def key():
     """A typed key."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def as_users_call():
+    """Run one test without the type checker of the test session, whose errors would come before the package's own."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

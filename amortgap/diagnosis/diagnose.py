@@ -23,14 +23,16 @@ from amortgap._checks import (
     check_sizes,
     num_rows,
 )
+from amortgap._chunks import encode
 from amortgap.diagnosis.clock import Clock
 from amortgap.diagnosis.findings import findings
 from amortgap.diagnosis.latents import activity, coverage
-from amortgap.diagnosis.measuring import encode, measure, take
+from amortgap.diagnosis.measuring import measure, take
 from amortgap.diagnosis.parts import Problem
 from amortgap.diagnosis.record import Diagnosis
-from amortgap.diagnosis.trials import REMEDIES, Place, count_weights, try_remedies
+from amortgap.diagnosis.trials import REMEDIES, Place, try_remedies
 from amortgap.gaps import generalization
+from amortgap.networks import count_weights
 
 MINIMUM_BUDGET = 30.0
 # Share of the budget for measuring gaps, and what is kept back for calibration and latents.

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from amortgap._chunks import map_data
 from amortgap.diagnosis.measuring import proposal_family
 from amortgap.diagnosis.parts import Coverage, Latents, Measured, Problem
-from amortgap.evidence.pareto import UNRELIABLE
+from amortgap.evidence.pareto import UNRELIABLE, pareto_k
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _DRAWS = 500
@@ -47,14 +47,15 @@ def activity(key: jax.Array, measured: Measured, family: Any) -> Latents:
 def coverage(key: jax.Array, measured: Measured, xs: Any, problem: Problem) -> Coverage | None:
     """Return the posterior mass in highest-density regions of the encoder's q, None for a family without `log_prob`.
 
-    Formula: `P(log q(z) > t_l | x)`, with `P(log q(z) > t_l) = l` under q; the first by draws from the proposal behind
-    log p(x), weighted by `p(x, z) / proposal(z)`. Data whose k-hat there exceeds 0.7 are left out.
+    Formula: `P(log q(z) > t_l | x)`, with `P(log q(z) > t_l) = l` under q; the first by draws from `measured.proposal`,
+    weighted by `p(x, z) / proposal(z)`. Data whose weights have a k-hat above 0.7 are left out.
     """
     of = proposal_family(problem.family)
     if not (hasattr(problem.family, "log_prob") and hasattr(of, "log_prob")):
         return None
-    inside = np.asarray(_inside(key, measured.encoded, measured.proposal, xs, problem.model, problem.family, of))
-    inside = inside[np.isfinite(inside).all(axis=1) & ~(np.asarray(measured.evidence_k) > UNRELIABLE)]
+    found = _inside(key, measured.encoded, measured.proposal, xs, problem.model, problem.family, of)
+    inside, shape = map(np.asarray, found)
+    inside = inside[np.isfinite(inside).all(axis=1) & ~(shape > UNRELIABLE)]
     if len(inside) < 2:
         return None
     error = inside.std(axis=0, ddof=1) / len(inside) ** 0.5
@@ -62,16 +63,21 @@ def coverage(key: jax.Array, measured: Measured, xs: Any, problem: Problem) -> C
 
 
 @jax.jit
-def _inside(key: jax.Array, encoded: Array, proposals: Array, xs: Any, model: Any, family: Any, of: Any) -> Array:
-    def one(index: Array, row: Any) -> Array:
+def _inside(
+    key: jax.Array, encoded: Array, proposals: Array, xs: Any, model: Any, family: Any, of: Any
+) -> tuple[Array, Array]:
+    """Return the posterior mass inside the region of every level, [N, L], and k-hat of the weights, [N]."""
+
+    def one(index: Array, row: Any) -> tuple[Array, Array]:
         phi, proposal, x = row
         key_q, key_p = jax.random.split(jax.random.fold_in(key, index))
         own = jax.vmap(lambda k: family.sample_and_log_prob(k, phi)[1])(jax.random.split(key_q, _DRAWS))
         thresholds = jnp.quantile(own, 1 - jnp.asarray(LEVELS))
         draws, log_proposal = jax.vmap(lambda k: of.sample_and_log_prob(k, proposal))(jax.random.split(key_p, _DRAWS))
-        log_joint = jax.vmap(lambda z: model.log_joint(z, x))(draws)
-        weights = jax.nn.softmax(log_joint - log_proposal)
+        log_weights = jax.vmap(lambda z: model.log_joint(z, x))(draws) - log_proposal
+        weights = jax.nn.softmax(log_weights)
         log_q = jax.vmap(lambda z: family.log_prob(z, phi))(draws)
-        return jax.vmap(lambda threshold: jnp.sum(jnp.where(log_q > threshold, weights, 0.0)))(thresholds)
+        inside = jax.vmap(lambda threshold: jnp.sum(jnp.where(log_q > threshold, weights, 0.0)))(thresholds)
+        return inside, pareto_k(log_weights)
 
     return map_data(one, (encoded, proposals, xs), chunk_size=4)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from amortgap._checks import num_rows
+from amortgap._chunks import encode
 from amortgap.diagnosis.clock import Clock
 from amortgap.diagnosis.parts import Measured, Problem
 from amortgap.diagnostics import psis
@@ -44,12 +45,6 @@ def evidence_method(model: Any) -> str:
 def proposal_family(family: Any) -> Any:
     """Return the family of `Measured.proposal`."""
     return richer_family(family) or family
-
-
-@jax.jit
-def encode(encoder: Any, xs: Any) -> Array:
-    """Return the encoder's output for every datum, [N, size]."""
-    return jax.vmap(lambda x: encoder(x))(xs)
 
 
 @jax.jit

@@ -38,7 +38,8 @@ class Measured(NamedTuple):
       evidence_k: Pareto k-hat behind log p(x), [n]; -inf where it is exact.
       encoded, local: variational parameters of encoder and local optimum, [n, size].
       richer_elbo, richer_standard_error: ELBO of the best full-rank normal where the family is a smaller one, [n].
-      proposal: variational parameters that log p(x) was estimated from, of the full-rank normal if there is one.
+      proposal: the best approximation of the posterior, whose draws are weighted: of the full-rank normal if there is
+        one, else `local`.
     """
 
     rows: np.ndarray

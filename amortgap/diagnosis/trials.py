@@ -16,14 +16,16 @@ from jaxtyping import Array
 
 from amortgap import encoders
 from amortgap._checks import num_rows
+from amortgap._chunks import encode
 from amortgap.diagnosis.clock import Clock
-from amortgap.diagnosis.measuring import DRAWS, encode, richer_family, take
+from amortgap.diagnosis.measuring import DRAWS, richer_family, take
 from amortgap.diagnosis.parts import Measured, Problem, TriedRemedy
 from amortgap.families import MeanFieldNormal
 from amortgap.gaps import Estimate, paired_difference
 from amortgap.inference.amortized import amortized_vi
 from amortgap.inference.refine import refine
-from amortgap.measure import BoundDraws, evaluate_bounds
+from amortgap.measure import EvaluatedBounds, evaluate_bounds
+from amortgap.networks import count_weights
 
 REFINEMENT_STEPS = (5, 20)
 # Of the natural gradient, whose rate has no unit, and of Adam for other families; antithetic pairs of draws.
@@ -70,14 +72,7 @@ class _Flattened:
         return self.encoder(ravel_pytree(x)[0])
 
 
-def count_weights(encoder: Any) -> int:
-    """Return how many floating-point numbers an encoder holds, zero for a function without any."""
-    return sum(
-        leaf.size for leaf in jax.tree.leaves(encoder) if jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating)
-    )
-
-
-def _bounds(key: jax.Array, phis: Array, place: Place, family: Any, num_samples: int = DRAWS) -> BoundDraws:
+def _bounds(key: jax.Array, phis: Array, place: Place, family: Any, num_samples: int = DRAWS) -> EvaluatedBounds:
     return evaluate_bounds(key, phis, place.xs, model=place.problem.model, family=family, num_samples=num_samples)
 
 

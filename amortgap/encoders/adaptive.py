@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_count, check_key, checked_record
-from amortgap.encoders.basic import OUTPUT_SCALE, _check_row
+from amortgap.encoders.basic import OUTPUT_SCALE, check_row
 from amortgap.networks import Network, count_weights, dense
 
 
@@ -37,7 +37,7 @@ class AdaptiveEncoder:
         Raises:
           ValueError: x is not a vector of length `in_dim`.
         """
-        _check_row(x, self.in_dim)
+        check_row(x, self.in_dim)
         *hidden, last = self.layers
         changes = self.hyper(x).reshape(len(hidden), 2, -1)
         h = x

@@ -43,7 +43,7 @@ class Encoder:
         Raises:
           ValueError: x is not a vector of length `in_dim`.
         """
-        _check_row(x, self.in_dim)
+        check_row(x, self.in_dim)
         # Constants of the data must not drift when the optimiser runs over all leaves.
         centre, spread = jax.lax.stop_gradient((self.centre, self.spread))
         return self.network((x - centre) / spread)
@@ -54,7 +54,8 @@ class Encoder:
         return count_weights(self.network)
 
 
-def _check_row(x: Any, in_dim: int) -> None:
+def check_row(x: Any, in_dim: int) -> None:
+    """Refuse what is not one datum of this length."""
     if jnp.shape(x) != (in_dim,):
         raise ValueError(f"the encoder reads one datum of shape ({in_dim},), got {jnp.shape(x)}")
 
@@ -91,7 +92,7 @@ class ConstantEncoder:
         Raises:
           ValueError: x is not a vector of length `in_dim`.
         """
-        _check_row(x, self.in_dim)
+        check_row(x, self.in_dim)
         return self.phi
 
     @property
@@ -132,7 +133,8 @@ def linear(key: jax.Array, in_dim: int, family: Any, *, rank: int, standardize: 
       family: variational family.
       rank: width of the bottleneck, from 1 to the latent dimension; rank 0 is `constant`.
       standardize: data [N, in_dim] whose means and standard deviations the encoder subtracts and divides by first
-        (the set of maps it can represent is the same, training is much faster); None for none.
+        (the set of maps it can represent is the same, training is much faster); None for none. Features that vary by
+        less than a thousandth of the widest one are not divided: give features of like units.
 
     Returns:
       Encoder, from one datum [in_dim] to phi [family.size].
@@ -172,7 +174,7 @@ def mlp(
       depth: number of hidden layers; depth 0 is an affine encoder without a bottleneck.
       activation: one of `amortgap.networks.ACTIVATIONS`.
       residual: add the input of hidden layers to their output.
-      standardize: data [N, in_dim] to take means and standard deviations from, or None.
+      standardize: data [N, in_dim] to take means and standard deviations from, as in `linear`, or None.
 
     Returns:
       Encoder, from one datum [in_dim] to phi [family.size].
@@ -192,7 +194,9 @@ def mlp(
 def _kind(encoder: Any) -> tuple[Any, ...]:
     network = getattr(encoder, "network", None)
     how = architecture(network) if isinstance(network, Network) else ("", False)
-    return type(encoder).__name__, getattr(encoder, "in_dim", None), len(jax.tree.leaves(encoder)), *how
+    in_dim = getattr(encoder, "in_dim", None)
+    size = jax.eval_shape(encoder, jnp.zeros(in_dim)).size if isinstance(encoder, Encoder) else None
+    return type(encoder).__name__, in_dim, size, len(jax.tree.leaves(encoder)), *how
 
 
 def stack_padded(encoders: Sequence[Any]) -> Any:
@@ -202,22 +206,30 @@ def stack_padded(encoders: Sequence[Any]) -> Any:
     padded units stay exactly zero under gradient training.
 
     Args:
-      encoders: at least one, all of one kind, input size and number of layers.
+      encoders: at least one, all of one kind, input and output size and number of layers; only fully connected ones may
+        differ in width.
 
     Returns:
       An encoder of that kind whose leaves have a leading axis, one entry an encoder.
 
     Raises:
-      ValueError: no encoders, encoders whose networks differ in more than widths, or residual ones of different widths.
+      ValueError: no encoders, encoders whose networks differ in more than widths, or different widths of encoders that
+        are residual or not fully connected.
     """
     if not encoders:
         raise ValueError("encoders must hold at least one encoder, got none")
     kinds = {_kind(encoder) for encoder in encoders}
     if len(kinds) > 1:
         raise ValueError(
-            "encoders must be of one kind, input size, number of arrays and activation to be stacked, "
+            "encoders must be of one kind, input and output size, number of arrays and activation to be stacked, "
             f"got {sorted(map(str, kinds))}"
         )
+    shapes = {tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(encoder)) for encoder in encoders}
+    if len(shapes) > 1 and not isinstance(encoders[0], Encoder):
+        # What else has widths keeps several blocks in one array, or offsets of what it reads: its padding is not zeros.
+        raise ValueError(f"encoders must be of one width to be stacked if they are {type(encoders[0]).__name__}s")
+    if len(shapes) == 1 and len({jax.tree.structure(encoder) for encoder in encoders}) > 1:
+        raise ValueError(f"encoders must have one structure to be stacked, got {len(encoders)} that differ in settings")
     if any(residual for *_, residual in kinds) and len({encoder.num_weights for encoder in encoders}) > 1:
         # Which layers add their input depends on their sizes, and padding changes those.
         raise ValueError("encoders must be of one width to be stacked if they are residual")

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import checked_record
+from amortgap._checks import checked_record, in_shape
 from amortgap.encoders.basic import OUTPUT_SCALE
 from amortgap.networks import Network, convolutions, count_weights
 
@@ -34,12 +33,7 @@ class ImageEncoder:
         Raises:
           ValueError: x is not one image of `shape`, nor its entries in a row.
         """
-        height, width, channels = self.shape
-        if jnp.shape(x) not in ((height * width * channels,), self.shape):
-            raise ValueError(
-                f"the encoder reads one image of shape {self.shape} or its entries in a row, got {jnp.shape(x)}"
-            )
-        return self.network(jnp.reshape(x, self.shape))
+        return self.network(in_shape(x, self.shape))
 
     @property
     def num_weights(self) -> int:
@@ -66,4 +60,5 @@ def conv(
     Raises:
       ValueError: bad key, a shape that is not three positive sizes, or no or bad channels.
     """
-    return ImageEncoder(convolutions(key, shape, channels, family.size, output_scale=OUTPUT_SCALE), shape)
+    sizes: Any = tuple(shape)
+    return ImageEncoder(convolutions(key, sizes, channels, family.size, output_scale=OUTPUT_SCALE), sizes)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._checks import as_data, check_count, check_key, checked_record
+from amortgap.encoders.basic import check_row
 
 
 @checked_record
@@ -36,8 +37,7 @@ class RandomFeatureEncoder:
         Raises:
           ValueError: x is not a vector of length `in_dim`.
         """
-        if jnp.shape(x) != (self.in_dim,):
-            raise ValueError(f"the encoder reads one datum of shape ({self.in_dim},), got {jnp.shape(x)}")
+        check_row(x, self.in_dim)
         matrix, offset = jax.lax.stop_gradient(self.projection)
         return jnp.concatenate([jnp.ones(1, matrix.dtype), jax.nn.relu(matrix @ x + offset)])
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_key, check_positive
+from amortgap._checks import check_choice, check_count, check_datum, check_key, check_positive
 from amortgap.evidence.hmc import Chain, Path, make_path, place, transition
 from amortgap.evidence.pareto import pareto_k
 from amortgap.evidence.records import Evidence, log_mean
@@ -231,12 +231,13 @@ def ais(
       Evidence in nats; the standard error is over the C independent chains.
 
     Raises:
-      ValueError: bad key, sizes, counts, schedule, or temperatures that do not increase from 0 to 1.
+      ValueError: bad key, x, sizes, counts, schedule, or temperatures that do not increase from 0 to 1.
 
     Source: Neal, "Annealed importance sampling" (2001); Wu, Burda, Salakhutdinov and Grosse (2017), section 3.2 and
       Table 1 for the start from q.
     """
     check_key(key)
+    x = check_datum(x, model)
     settings, betas = make_settings(
         temperatures=temperatures,
         schedule=schedule,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_key
+from amortgap._checks import check_count, check_datum, check_key
 from amortgap.evidence.ais import Plan, Settings, anneal, anneal_back, make_settings, plan
 from amortgap.evidence.hmc import Path, make_path, place, transition
 from amortgap.evidence.records import Sandwich, log_mean
@@ -59,6 +59,7 @@ def bidirectional(
       (2015), section 4; Wu, Burda, Salakhutdinov and Grosse (2017), section 3.3.
     """
     check_key(key)
+    x = check_datum(x, model)
     check_count("num_warmup", num_warmup, minimum=0)
     settings, betas = make_settings(
         temperatures=temperatures,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from amortgap._checks import check_datum
 from amortgap.evidence.records import Evidence
 
 
@@ -28,10 +29,10 @@ def exact(x: Any, *, model: Any) -> Evidence:
       Evidence in nats with a standard error of zero.
 
     Raises:
-      ValueError: a model without a closed form.
+      ValueError: a model without a closed form, or an x that is not one datum of it.
     """
     check_exact(model)
-    value = model.log_evidence(x)
+    value = model.log_evidence(check_datum(x, model))
     zero = jnp.zeros_like(value)
     return Evidence(
         log_evidence=value,

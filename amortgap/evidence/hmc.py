@@ -46,6 +46,13 @@ class Chain(NamedTuple):
     ratio_slope: Array
 
 
+def check_prior(model: Any) -> None:
+    """Refuse a model whose prior cannot be where a path starts."""
+    for name in ("log_prior", "log_likelihood", "sample"):
+        if not hasattr(model, name):
+            raise ValueError(f"start 'prior' needs model.{name}, which {type(model).__name__} lacks; use start 'q'")
+
+
 def make_path(model: Any, x: Any, *, start: str, family: Any, phi: Any) -> Path:
     """Return the path from the prior, or from q(z; phi), to the joint density p(x, z).
 
@@ -54,9 +61,7 @@ def make_path(model: Any, x: Any, *, start: str, family: Any, phi: Any) -> Path:
     """
     check_choice("start", start, STARTS)
     if start == "prior":
-        for name in ("log_prior", "log_likelihood", "sample"):
-            if not hasattr(model, name):
-                raise ValueError(f"start 'prior' needs model.{name}, which {type(model).__name__} lacks; use start 'q'")
+        check_prior(model)
         return Path(
             # Of the joint draw only the latent is used, and only that is computed once compiled.
             sample=lambda key: model.sample(key)[0],

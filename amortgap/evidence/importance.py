@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_key, check_phi, check_sizes
+from amortgap._checks import check_count, check_datum, check_key, check_phi, check_sizes
 from amortgap.evidence.pareto import MIN_DRAWS, empty_tail, keep_tail, tail_shape
 from amortgap.evidence.records import Evidence, effective_sample_size, log_mean_error
 from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal
@@ -42,7 +42,7 @@ def importance(
       x: one datum.
       model: record with `log_joint(z, x)`; also `log_prior(z)` and `sample(key)` if `defensive` is positive.
       family, phi: the proposal q, such as a local optimum or an encoder's output.
-      num_samples: K.
+      num_samples: K, at least two, without which there is no standard error.
       block_size: draws in memory at a time.
       defensive: a, the share of the prior in the proposal, in [0, 1).
 
@@ -53,14 +53,15 @@ def importance(
       prior look for it, and k-hat is inf if they find more than a hundredth of p(x).
 
     Raises:
-      ValueError: bad key, sizes or counts, phi of another size, a share outside [0, 1), or a share above zero with a
+      ValueError: bad key, x, sizes or counts, phi of another size, a share outside [0, 1), or a share above zero with a
         model or family that cannot provide the mixture.
 
     Source: Burda, Grosse and Salakhutdinov (2016), equation 8; Hesterberg (1995) for defensive mixtures.
     """
     check_key(key)
+    x = check_datum(x, model)
     check_sizes(model, family)
-    check_count("num_samples", num_samples)
+    check_count("num_samples", num_samples, minimum=2)
     check_count("block_size", block_size)
     check_phi(phi, family)
     if not isinstance(defensive, (int, float)) or not 0 <= defensive < 1:

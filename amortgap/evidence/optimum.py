@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_key, check_phi, check_sizes
+from amortgap._checks import check_count, check_datum, check_key, check_phi, check_sizes
 from amortgap.families import FullRankNormal, MeanFieldNormal
 
 
@@ -42,15 +42,17 @@ def optimum_excess(
       num_steps: L-BFGS steps for each.
 
     Returns:
-      The mean excess over replicates, in nats, and its standard error. Whether the bound is proven says
+      The mean excess over replicates, in nats, and its standard error; infinite where a draw at phi has no finite
+      log joint, since nothing is then bounded. Whether the bound is proven says
       `excess_is_proven`.
 
     Raises:
-      ValueError: bad key, sizes or counts, or a family that is no transform of fixed noise.
+      ValueError: bad key, x, sizes or counts, or a family that is no transform of fixed noise.
 
     Source: Burroni, Domke and Sheldon, "Sample average approximation for black-box VI" (2024), section 4.
     """
     check_key(key)
+    x = check_datum(x, model)
     check_sizes(model, family)
     check_count("num_samples", num_samples, minimum=2 * model.latent_dim)
     check_count("num_replicates", num_replicates, minimum=2)
@@ -88,10 +90,12 @@ def optimum_excess(
 
         start = (phi, optimiser.init(phi), jnp.zeros((), phi.dtype))
         (last, _, least), _ = jax.lax.scan(step, start, None, length=num_steps)
-        return -jnp.fmin(loss(last), least)
+        # A loss that is not a number at phi would be passed over, and read as nothing to gain.
+        return jnp.where(jnp.all(jnp.isfinite(reference)), -jnp.fmin(loss(last), least), jnp.inf)
 
     values = jax.vmap(excess)(jax.random.split(key, num_replicates))
-    return jnp.mean(values), jnp.std(values, ddof=1) / num_replicates**0.5
+    mean = jnp.mean(values)
+    return mean, jnp.where(jnp.isfinite(mean), jnp.std(values, ddof=1) / num_replicates**0.5, jnp.inf)
 
 
 def excess_is_proven(model: Any, family: Any) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,10 +23,13 @@ from amortgap._checks import (
     num_rows,
 )
 from amortgap._chunks import chosen_devices, map_sharded
+from amortgap.evidence.ais import ais
 from amortgap.evidence.bidirectional import bidirectional
+from amortgap.evidence.importance import importance
 from amortgap.evidence.methods import check_method, log_evidence
 from amortgap.evidence.optimum import optimum_excess
 from amortgap.evidence.pareto import UNRELIABLE
+from amortgap.evidence.quadrature import quadrature
 from amortgap.evidence.records import Evidence, Sandwich
 
 # Evaluations of the model in flight: few enough to stay in cache, enough to fill the matrix products.
@@ -223,8 +227,22 @@ def _hashable(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((name, freeze(value)) for name, value in settings.items()))
 
 
+def _count(function: Callable[..., Any], settings: dict[str, Any], name: str) -> int:
+    """Return a count that `function` will be called with, checked here since it decides how memory is divided."""
+    return check_count(name, settings.get(name, inspect.signature(function).parameters[name].default))
+
+
 def _chunk(rows_of_one: int) -> int:
-    return max(1, _ROWS // max(rows_of_one, 1))
+    return max(1, _ROWS // rows_of_one)
+
+
+def _evaluations(method: str, options: dict[str, Any], model: Any) -> int:
+    """Return how many evaluations of the model at one datum a method holds in memory together."""
+    if method == "quadrature":
+        return _count(quadrature, options, "num_nodes") ** model.latent_dim
+    if method == "importance":
+        return min(_count(importance, options, name) for name in ("block_size", "num_samples"))
+    return _count(ais, options, "num_chains") if method == "ais" else 1
 
 
 @partial(jax.jit, static_argnames=("method", "settings", "devices"))
@@ -232,16 +250,6 @@ def _evidence(
     key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, method: str, settings: tuple, devices: tuple
 ) -> Evidence:
     options = dict(settings)
-    for name in ("num_nodes", "block_size", "num_samples", "num_chains"):
-        if name in options:
-            check_count(name, options[name])
-    # Evaluations of one datum that are in memory together.
-    rows = {
-        "exact": 1,
-        "quadrature": options.get("num_nodes", 32) ** model.latent_dim if method == "quadrature" else 1,
-        "importance": min(options.get("block_size", 100), options.get("num_samples", 1000)),
-        "ais": options.get("num_chains", 16),
-    }[method]
 
     def one(index: Array, row: Any) -> Evidence:
         phi, x = row
@@ -249,7 +257,7 @@ def _evidence(
             jax.random.fold_in(key, index), x, model=model, method=method, family=family, phi=phi, **options
         )
 
-    return map_sharded(one, (phis, xs), chunk_size=_chunk(rows), devices=devices)
+    return map_sharded(one, (phis, xs), chunk_size=_chunk(_evaluations(method, options, model)), devices=devices)
 
 
 @partial(jax.jit, static_argnames=("settings", "devices"))
@@ -264,7 +272,8 @@ def _sandwich(
             jax.random.fold_in(key, index), x, model=model, latent=latent, family=family, phi=phi, **options
         )
 
-    return map_sharded(one, (latents, phis, xs), chunk_size=_chunk(options.get("num_chains", 16)), devices=devices)
+    size = _chunk(_count(bidirectional, options, "num_chains"))
+    return map_sharded(one, (latents, phis, xs), chunk_size=size, devices=devices)
 
 
 @partial(jax.jit, static_argnames=("settings", "devices"))
@@ -272,11 +281,11 @@ def _excess(
     key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, settings: tuple, devices: tuple
 ) -> tuple[Array, Array]:
     options = dict(settings)
-    check_count("num_samples", options.get("num_samples", 512))
 
     def one(index: Array, row: Any) -> tuple[Array, Array]:
         phi, x = row
         return optimum_excess(jax.random.fold_in(key, index), phi, x, model=model, family=family, **options)
 
     # The objective of one datum runs over all its noise at once.
-    return map_sharded(one, (phis, xs), chunk_size=_chunk(options.get("num_samples", 512)), devices=devices)
+    size = _chunk(_count(optimum_excess, options, "num_samples"))
+    return map_sharded(one, (phis, xs), chunk_size=size, devices=devices)

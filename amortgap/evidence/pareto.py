@@ -31,7 +31,7 @@ def keep_tail(tail: Float[Array, " M"], log_weights: Float[Array, " S"]) -> Floa
 def tail_shape(tail: Float[Array, " M"]) -> Float[Array, ""]:
     """Return k-hat from the largest log weights in decreasing order, the last of them being the threshold.
 
-    Formula: the generalised Pareto shape of the excesses `exp(l_j) - exp(l_M)` by the empirical Bayes estimator of
+    Formula: the generalised Pareto shape of the excesses `exp(l_j) - exp(l_{M+1})` by the empirical Bayes estimator of
     Zhang and Stephens (2009), shrunk towards one half as by ten further observations. -inf if the largest weight is
     not above the threshold (constant weights have no tail), inf if the tail spans more than the floating range, or if
     three quarters of it equal the threshold: a few weights above a flat bulk are what a missed mode looks like. Weights
@@ -59,8 +59,8 @@ def tail_shape(tail: Float[Array, " M"]) -> Float[Array, ""]:
 def pareto_k(log_weights: Float[Array, " S"]) -> Float[Array, ""]:
     """Return the Pareto k-hat of importance weights.
 
-    Formula: the weights above the M-th largest, `M = ceil(min(0.2 S, 3 sqrt(S)))`, are fitted by a generalised Pareto
-    distribution of shape k: moments of order above 1/k do not exist.
+    Formula: the M largest weights, `M = ceil(min(0.2 S, 3 sqrt(S)))`, less the next one, are fitted by a generalised
+    Pareto distribution of shape k: moments of order above 1/k do not exist.
 
     Args:
       log_weights: `log p(x, z_s) - log q(z_s)`, in nats up to a constant, [S].

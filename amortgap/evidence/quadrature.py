@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -12,24 +11,9 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_key, check_sizes
+from amortgap._checks import check_count, check_datum, check_key, check_sizes
 from amortgap.evidence.records import Evidence
-from amortgap.objectives import MAX_NODES, MAX_QUADRATURE_DIM
-
-# Standard deviations of the posterior that the nodes reach at most.
-_REACH = 10.0
-
-
-def _rule(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes u [n^dim, dim] and log weights of `integral f(u) du = sum_j exp(l_j) f(u_j)`."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
-    log_weights = np.log(weights) + 0.5 * nodes**2
-    # Beyond some forty nodes the outermost lie where no posterior has mass; drawn together they resolve it better.
-    together = min(1.0, _REACH / nodes.max())
-    nodes, log_weights = together * nodes, log_weights + math.log(together)
-    grid = np.array(list(itertools.product(nodes, repeat=dim)))
-    total = np.array(list(itertools.product(log_weights, repeat=dim))).sum(axis=1)
-    return grid, total
+from amortgap.nodes import MAX_NODES, MAX_QUADRATURE_DIM, plain_gauss_hermite
 
 
 def check_quadrature(model: Any) -> None:
@@ -70,12 +54,13 @@ def quadrature(
       Evidence in nats; the standard error is the change against three quarters of the nodes, no Monte Carlo error.
 
     Raises:
-      ValueError: a latent dimension above three, phi without a family, or bad counts.
+      ValueError: a latent dimension above three, phi without a family, bad counts, or an x that is not one datum.
 
     Source: Naylor and Smith (1982); Liu and Pierce, "A note on Gauss-Hermite quadrature" (1994).
     """
     check_key(key)
     check_quadrature(model)
+    x = check_datum(x, model)
     dim = model.latent_dim
     check_count("num_nodes", num_nodes, minimum=4, maximum=MAX_NODES)
     check_count("num_refinements", num_refinements, minimum=0)
@@ -101,7 +86,7 @@ def quadrature(
         value = total + jnp.sum(jnp.log(jnp.abs(jnp.diag(scale))))
         return value, jnp.where(good, new_mean, mean), jnp.where(good, new_scale, scale)
 
-    fine, coarse = _rule(num_nodes, dim), _rule(math.ceil(0.75 * num_nodes), dim)
+    fine, coarse = (plain_gauss_hermite(number, dim) for number in (num_nodes, math.ceil(0.75 * num_nodes)))
     for _ in range(num_refinements):
         _, mean, scale = apply(fine, mean, scale)
     value, _, _ = apply(fine, mean, scale)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_count
-from amortgap.families.flow_head import FlowHead, FlowParts, check_layers, split_phi, standard_normal_log_prob
+from amortgap.families.flow_head import FlowHead, FlowParts, check_layers, split_phi
 from amortgap.families.flow_layers import (
     coupling,
     linear_net,
@@ -19,6 +19,7 @@ from amortgap.families.flow_layers import (
     pack_linear,
     raw_scale,
 )
+from amortgap.families.normal import standard_normal_log_prob
 
 # Share of the smallest variance that does not come from the auxiliary variables. With all of it z and v are
 # independent, a saddle: no gradient tells them to be otherwise.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_count
+from amortgap.families.constrained import ConstrainedNormal
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +30,7 @@ class Branch:
       latent_dim: dimension d of z.
 
     Raises:
-      ValueError: a global_dim that is not positive.
+      ValueError: a global_dim that is not positive, or a base whose phi does not begin with the mean.
 
     Source: Agrawal and Domke, "Amortized variational inference for simple hierarchical models" (2021).
     """
@@ -39,6 +40,10 @@ class Branch:
 
     def __post_init__(self) -> None:
         check_count("global_dim", self.global_dim)
+        if not (
+            hasattr(self.base, "moments") or hasattr(self.base, "head") or isinstance(self.base, ConstrainedNormal)
+        ):
+            raise ValueError(f"base must be a family whose phi begins with the mean, got {type(self.base).__name__}")
 
     @property
     def latent_dim(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_choice, check_count
+from amortgap.families.normal import standard_normal_log_prob
 
 _SUPPORTS = ("positive", "unit_interval")
 
@@ -49,6 +49,11 @@ class ConstrainedNormal:
             from numpyro.distributions import biject_to, constraints
 
             object.__setattr__(self, "bijector", biject_to(getattr(constraints, self.bijector)))
+        if not all(hasattr(self.bijector, name) for name in ("_inverse", "log_abs_det_jacobian")):
+            raise ValueError(
+                "bijector must be 'positive', 'unit_interval' or a transform of NumPyro with an inverse, got "
+                f"{getattr(self.bijector, '__name__', type(self.bijector).__name__)}"
+            )
         domain, codomain = (getattr(self.bijector, name, None) for name in ("domain", "codomain"))
         if any(side is not None and side.event_dim for side in (domain, codomain)):
             raise ValueError(f"bijector must map every coordinate on its own, got {type(self.bijector).__name__}")
@@ -77,7 +82,7 @@ class ConstrainedNormal:
         mean, log_scale = jnp.split(phi, 2)
         y = self.bijector._inverse(z)
         noise = (y - mean) * jnp.exp(-log_scale)
-        log_normal = -0.5 * (jnp.sum(noise**2) + noise.size * math.log(2 * math.pi)) - jnp.sum(log_scale)
+        log_normal = standard_normal_log_prob(noise) - jnp.sum(log_scale)
         return log_normal - jnp.sum(self.bijector.log_abs_det_jacobian(y, z))
 
     def sample_and_log_prob(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,11 +24,6 @@ class FlowHead(NamedTuple):
     def standard(self) -> Float[Array, " size"]:
         """Return the head of the standard normal."""
         return jnp.zeros(self.size)
-
-
-def standard_normal_log_prob(noise: Float[Array, " n"]) -> Float[Array, ""]:
-    """Return `log N(noise; 0, I)` in nats."""
-    return -0.5 * (jnp.sum(noise**2) + noise.size * math.log(2 * math.pi))
 
 
 class FlowParts(NamedTuple):

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._checks import check_count
-from amortgap.families.flow_head import FlowHead, FlowParts, check_layers, split_phi, standard_normal_log_prob
+from amortgap.families.flow_head import FlowHead, FlowParts, check_layers, split_phi
 from amortgap.families.flow_layers import autoregressive, autoregressive_size, coupling, coupling_size
+from amortgap.families.normal import standard_normal_log_prob
 
 
 def _from_moments(family: Any, mean: Array, scale_tril: Array) -> Array:

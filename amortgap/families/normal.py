@@ -19,7 +19,8 @@ from amortgap._checks import check_count
 _LOG_2PI = math.log(2 * math.pi)
 
 
-def _standard_log_prob(noise: Float[Array, " n"]) -> Float[Array, ""]:
+def standard_normal_log_prob(noise: Float[Array, " n"]) -> Float[Array, ""]:
+    """Return `log N(noise; 0, I)` in nats."""
     return -0.5 * (jnp.sum(noise**2) + noise.size * _LOG_2PI)
 
 
@@ -86,7 +87,7 @@ class MeanFieldNormal:
     def log_prob(self, z: Float[Array, " d"], phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return `log q(z; phi)` in nats."""
         mean, log_scale = jnp.split(phi, 2)
-        return _standard_log_prob((z - mean) * jnp.exp(-log_scale)) - jnp.sum(log_scale)
+        return standard_normal_log_prob((z - mean) * jnp.exp(-log_scale)) - jnp.sum(log_scale)
 
     def entropy(self, phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return the differential entropy `sum_j log scale_j + d/2 (1 + log 2 pi)` in nats."""
@@ -159,7 +160,7 @@ class FullRankNormal:
         """Return `log q(z; phi)` in nats."""
         mean, scale_tril = self.moments(phi)
         noise = jax.scipy.linalg.solve_triangular(scale_tril, z - mean, lower=True)
-        return _standard_log_prob(noise) - jnp.sum(phi[self.latent_dim : 2 * self.latent_dim])
+        return standard_normal_log_prob(noise) - jnp.sum(phi[self.latent_dim : 2 * self.latent_dim])
 
     def entropy(self, phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return the differential entropy `log |L| + d/2 (1 + log 2 pi)` in nats."""

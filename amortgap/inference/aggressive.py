@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from amortgap._checks import check_count, check_data, check_encoder, check_key, check_sizes, check_trainable
+from amortgap._checks import check_count, check_data, check_encoder, check_key, check_sizes
 from amortgap.inference.encoder_objectives import elbo_objective
 from amortgap.inference.encoder_training import EncoderFit, maximise
 
@@ -51,7 +51,6 @@ def train_vae_aggressively(
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
-    check_trainable(encoder)
     check_count("num_samples", num_samples)
 
     def objective(k: jax.Array, params: Any, x: Any) -> tuple[Array, Array]:

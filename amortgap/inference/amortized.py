@@ -90,12 +90,12 @@ def amortized_vi(
       encoder: callable pytree from one datum to phi; its weights are the start.
       validation: data that choose the best encoder; None for the training data themselves (with fresh noise), which
         is what the amortization gap on those data is about.
-      num_steps: optimiser steps in all.
+      num_steps: optimiser steps in all, rounded up to whole rounds, as many for each evaluation: `trace.step` has them.
       batch_size: data per step of Adam, cut to N.
       num_samples: draws per datum and step.
       learning_rate: Adam's rate at the start of the first cycle; the second starts at a third of it.
       eval_samples: draws per datum and evaluation.
-      num_evaluations: number of evaluations, at least two.
+      num_evaluations: number of evaluations, at least two, rounded up to an even number.
       estimator, antithetic: of the gradient, as in `elbo`; None for "sticking_the_landing" with Adam and "total" with
         L-BFGS, which also takes "cubature" (`cubature_elbo`, no draws at all) and cannot use sticking the landing,
         whose gradient is not that of its value.
@@ -259,7 +259,7 @@ def _train(
         validation = xs
     else:
         validation = check_data("validation", validation, model)
-    concrete = is_concrete((key, xs, validation, model, encoder))
+    concrete = is_concrete((key, xs, validation, model, encoder, family))
     rounds_per_cycle = -(-num_evaluations // 2)
     steps_per_round = -(-num_steps // (2 * rounds_per_cycle))
     if optimizer == "lbfgs":
@@ -349,7 +349,7 @@ def _round(
         number, keys, rows = inputs
         value, gradient = jax.value_and_grad(loss)(params, keys, rows, number)
         update, optimiser = adam.update(gradient, optimiser, params)
-        rate = peak * warmup_cosine(first + number, cycle_steps, warmup=min(100, cycle_steps // 10))
+        rate = peak * warmup_cosine(first + number, cycle_steps)
         return (params - rate.astype(params.dtype) * jnp.asarray(update), optimiser), -value
 
     rows = minibatches(jax.random.fold_in(key_order, index), n, steps, batch_size)

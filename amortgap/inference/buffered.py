@@ -53,16 +53,17 @@ def buffered_bound(
     x = check_datum(x, model)
     change = transformation(optimizer)
 
-    def log_weight(phi: Array, draw_key: jax.Array) -> tuple[Array, Array]:
+    def log_weight(phi: Array, density: Array, draw_key: jax.Array) -> tuple[Array, Array]:
+        # The slope sticks the landing, and is right when it is differentiated itself: nothing in it is stopped.
         z, log_q = family.sample_and_log_prob(draw_key, phi)
         log_joint = model.log_joint(z, x)
         if hasattr(family, "log_prob"):
-            return log_joint - family.log_prob(z, jax.lax.stop_gradient(phi)), log_joint - log_q
+            return log_joint - family.log_prob(z, density), log_joint - log_q
         return log_joint - log_q, log_joint - log_q
 
     def step(carry: tuple[Array, Any], draw_key: jax.Array) -> tuple[tuple[Array, Any], Array]:
         phi, state = carry
-        gradient, log_w = jax.grad(log_weight, has_aux=True)(phi, draw_key)
+        gradient, log_w = jax.grad(log_weight, has_aux=True)(phi, phi, draw_key)
         update, new_state = change.update(in_metric(optimizer, family, phi, gradient), state, phi)
         new = phi + learning_rate * jnp.asarray(update)
         good = jnp.isfinite(new).all() & jnp.isfinite(log_w)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from amortgap._checks import check_count, check_positive, check_sizes
-from amortgap.objectives import elbo
+from amortgap._checks import check_count, check_phi, check_positive, check_sizes
+from amortgap.objectives import elbo, iw_bound
 
 Objective = Callable[[jax.Array, Any, Any], Array]
 
@@ -59,30 +59,31 @@ def iwae_objective(*, model: Any, family: Any, num_samples: int, doubly_reparame
       Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
 
     Raises:
-      ValueError: a model and family that do not fit, num_samples < 1, or, with the doubly reparameterised gradient, a
-        family without `log_prob`.
+      ValueError: a model and family that do not fit, num_samples < 1, a family with finite support, or, with the doubly
+        reparameterised gradient, one without `log_prob`.
 
     Source: Burda, Grosse and Salakhutdinov (2016); Tucker et al., "Doubly reparameterized gradient estimators" (2019),
     equation 8.
     """
     check_sizes(model, family)
     check_count("num_samples", num_samples)
+    if hasattr(family, "support"):
+        raise ValueError(f"draws of {type(family).__name__} carry no gradient: train it on its ELBO, which is a sum")
     if doubly_reparameterised and not hasattr(family, "log_prob"):
         raise ValueError(f"doubly reparameterised gradients need family.log_prob, {type(family).__name__} lacks it")
 
     def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
         phi = encoder(x)
+        if not doubly_reparameterised:
+            return iw_bound(key, phi, x, model=model, family=family, num_samples=num_samples)
+        check_phi(phi, family)
 
         def log_weight(draw_key: jax.Array) -> Array:
-            z, log_q = family.sample_and_log_prob(draw_key, phi)
-            if doubly_reparameterised:
-                log_q = family.log_prob(z, jax.lax.stop_gradient(phi))
-            return model.log_joint(z, x) - log_q
+            z, _ = family.sample_and_log_prob(draw_key, phi)
+            return model.log_joint(z, x) - family.log_prob(z, jax.lax.stop_gradient(phi))
 
         log_weights = jax.vmap(log_weight)(jax.random.split(key, num_samples))
         bound = jax.scipy.special.logsumexp(log_weights) - jnp.log(float(num_samples))
-        if not doubly_reparameterised:
-            return bound
         shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights))
         surrogate = jnp.sum(shares**2 * log_weights)
         return jax.lax.stop_gradient(bound - surrogate) + surrogate
@@ -116,7 +117,9 @@ def sleep_objective(*, model: Any, family: Any) -> Objective:
 
     def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
         z, simulated = model.sample(key)
-        return family.log_prob(z, encoder(simulated))
+        phi = encoder(simulated)
+        check_phi(phi, family)
+        return family.log_prob(z, phi)
 
     return objective
 

@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from amortgap._checks import check_count, check_data, check_key, check_positive, num_rows
+from amortgap._checks import check_count, check_data, check_key, check_positive, check_trainable, num_rows
 from amortgap.inference.encoder_objectives import Objective
 from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
@@ -23,7 +23,8 @@ class EncoderTrace(NamedTuple):
 
     Attributes:
       value: mean of the objective over every minibatch, nats, [num_steps]; NaN where a step was skipped.
-      num_bad: refinement steps, and bounds after them, that were not finite in every minibatch, [num_steps].
+      num_bad: number of refinement steps, and bounds after them, that were not finite, in each minibatch, [num_steps];
+        zero for all but `semi_amortized_vi`.
     """
 
     value: Float[Array, " steps"]
@@ -107,6 +108,7 @@ def maximise(
 
     With `inner_steps` J > 1 a model in `params` moves at every J-th step only, the encoder at all of them.
     """
+    check_trainable(params[0])
     check_count("num_steps", num_steps)
     check_count("batch_size", batch_size)
     check_count("inner_steps", inner_steps)
@@ -132,7 +134,7 @@ def maximise(
                 flat, jax.random.split(jax.random.fold_in(key_noise, number), batch_size), batch
             )
             update, new_state = adam.update(gradient, state, flat)
-            rate = learning_rate * warmup_cosine(number, num_steps, warmup=min(100, num_steps // 10))
+            rate = learning_rate * warmup_cosine(number, num_steps)
             moves = jnp.ones(flat.size).at[flat.size - of_model :].set((number + 1) % inner_steps == 0)
             new = flat - rate.astype(flat.dtype) * moves.astype(flat.dtype) * jnp.asarray(update)
             good = jnp.isfinite(value) & jnp.isfinite(new).all()

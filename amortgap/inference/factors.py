@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_encoder, num_rows
+from amortgap._checks import check_count, check_encoder, check_phis, check_trainable, num_rows
 from amortgap.families.branch import Branch
 
 KINDS = ("constant", "free", "amortized")
@@ -89,8 +89,7 @@ def free_factors(family: Any, num_data: int, *, start: Any = None) -> LocalFacto
     check_count("num_data", num_data)
     if start is None:
         start = jnp.tile(family.standard()[None], (num_data, 1))
-    if jnp.shape(start) != (num_data, family.size):
-        raise ValueError(f"start must have shape [N, size] = {(num_data, family.size)}, got {jnp.shape(start)}")
+    check_phis("start", start, family, num_data)
     return LocalFactors(source=jnp.asarray(start), branch=_branch(family), kind="free")
 
 
@@ -135,6 +134,7 @@ def check_factors(factors: Any, xs: Any, family: Any, model: Any) -> None:
     wanted = family if branch is None else branch
     if factors.kind == "amortized":
         check_encoder(factors.source, wanted, encoder_input(jax.tree.map(lambda leaf: leaf[0], xs)))
+        check_trainable(factors.source)
         return
     shape = (wanted.size,) if factors.kind == "constant" else (num_rows(xs), wanted.size)
     if jnp.shape(factors.source) != shape:

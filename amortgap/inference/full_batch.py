@@ -52,7 +52,7 @@ def train_full_batch(
     def advance(state: rounds.State, index: Any) -> tuple[rounds.State, Trace]:
         return _round(key, index, state, xs, validation, model, encoder, family, settings)
 
-    concrete = is_concrete((key, xs, validation, model, encoder))
+    concrete = is_concrete((key, xs, validation, model, encoder, family))
     state, trace = rounds.run(advance, state, settings.rounds, concrete=concrete, progress=progress)
     return rounds.fitted(state, trace, encoder=unravel(state.best), model=model)
 

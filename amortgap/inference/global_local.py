@@ -22,7 +22,8 @@ from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
 from amortgap.inference.whole import check_whole, whole_elbo
 
-# Pairs of steps and gradients that stand for the curvature: 60 halve what 20 leave on encoders of 10^3 weights.
+# Pairs of steps and gradients that stand for the curvature. Theta couples all data, unlike where the model is fixed
+# (`full_batch.py`, where 20 do): 60 halve what 20 leave.
 _MEMORY = 60
 
 
@@ -182,13 +183,17 @@ def global_local_vi(
     )
     parts = {"model": model, "global_family": global_family, "family": family}
 
+    key_order, key_noise, key_eval = jax.random.split(key, 3)
+
     def advance(state: _State, index: Any) -> tuple[_State, Array]:
-        return _steps(key, index, state, xs, start, factors, parts, jnp.asarray(learning_rate), settings)
+        return _steps(
+            (key_order, key_noise), index, state, xs, start, factors, parts, jnp.asarray(learning_rate), settings
+        )
 
     def judge(state: _State, values: Array) -> tuple[_State, Array]:
-        return _evaluate(key, state, xs, start, factors, parts, values, settings)
+        return _evaluate(key_eval, state, xs, start, factors, parts, values, settings)
 
-    if is_concrete((key, xs, model, factors, start)):
+    if is_concrete((key, xs, model, factors, start, family, global_family)):
         rows = []
         for index in progress_bar(range(settings.rounds), "global and local VI", unit="round", enabled=progress):
             began = time.perf_counter()
@@ -231,7 +236,7 @@ def _optimiser(settings: _Settings) -> Any:
 
 @partial(jax.jit, static_argnames=("settings",))
 def _steps(
-    key: jax.Array,
+    keys: tuple[jax.Array, jax.Array],
     index: Any,
     state: _State,
     xs: Any,
@@ -243,7 +248,7 @@ def _steps(
 ) -> tuple[_State, Array]:
     """Take the steps of one round; return the mean ELBO of the steps."""
     _, unravel = ravel_pytree((start, factors))
-    key_order, key_noise, _ = jax.random.split(key, 3)
+    key_order, key_noise = keys
     n, steps, batch = settings.num_data, settings.steps, settings.batch_size
 
     def loss(params: Array, key: Any, rows: Any) -> Array:
@@ -262,14 +267,14 @@ def _steps(
         value, gradient = jax.value_and_grad(loss)(params, key, rows)
         update, adam = optimiser.update(gradient, adam, params)
         total = settings.rounds * steps
-        factor = warmup_cosine(number, total, warmup=min(100, total // 10)) if settings.schedule == "cosine" else 1.0
+        factor = warmup_cosine(number, total) if settings.schedule == "cosine" else 1.0
         return (params - (learning_rate * factor).astype(params.dtype) * update, adam), -n * value
 
     rows = None
     if batch < n:
         rows = minibatches(jax.random.fold_in(key_order, index), n, steps, batch)
-    keys = jax.random.split(jax.random.fold_in(key_noise, index), steps)
-    inputs = (index * steps + jnp.arange(steps), keys, rows)
+    noise = jax.random.split(jax.random.fold_in(key_noise, index), steps)
+    inputs = (index * steps + jnp.arange(steps), noise, rows)
     (params, adam), values = jax.lax.scan(step, (state.params, state.optimiser), inputs)
     done = state._replace(params=params, optimiser=adam, visits=state.visits + steps * batch)
     return done, jnp.mean(values)
@@ -310,7 +315,7 @@ def _evaluate(
     over_theta, over_z = settings.evaluation
     # The same draws at every evaluation: the best is then chosen by differences without their noise.
     elbo = whole_elbo(
-        jax.random.split(key, 3)[2],
+        key,
         global_phi,
         here,
         xs,

@@ -18,6 +18,7 @@ from amortgap._checks import (
     check_datum,
     check_encoder,
     check_key,
+    check_phis,
     check_sizes,
     is_concrete,
     num_rows,
@@ -201,8 +202,8 @@ def fit_local(
     usual = settings(has_init=encoder is not None or init is not None)
     if encoder is not None:
         encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
-    if init is not None and jnp.shape(init) != (n, family.size):
-        raise ValueError(f"init must have shape [N, size] = {(n, family.size)}, got {jnp.shape(init)}")
+    if init is not None:
+        check_phis("init", init, family, n)
     fit_all = partial(
         _fit_all, xs=xs, model=model, family=family, chunk_size=chunk_size, devices=devices, progress=progress
     )
@@ -238,7 +239,7 @@ def _fit_all(
     judged_again = _most_at_once(family, ROUGH_DRAWS * settings.num_samples)
     rerun_size = min(chunk_size, _RERUN_SIZE, judged_again)
     chunk_size = min(chunk_size, _most_at_once(family, settings.num_samples))
-    if not is_concrete((key, xs, init, model, encoder)):
+    if not is_concrete((key, xs, init, model, encoder, family)):
         return _traced(key, xs, init, model, family, encoder, settings, min(chunk_size, judged_again))
 
     layout = Layout(devices)

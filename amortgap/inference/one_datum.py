@@ -7,17 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from amortgap._checks import check_choice, check_count, check_positive
 from amortgap.families import FullRankNormal, MeanFieldNormal
-from amortgap.inference.certificate import Certificate
+from amortgap.inference.adam import adam, ascend_by_adam, objective_of
 from amortgap.inference.curvature import newton, normal_noise
-from amortgap.inference.judging import Judged, choose, judge, mean_and_root, verdict
+from amortgap.inference.judging import Judged, judge, mean_and_root
 from amortgap.inference.natural_gradient import ascend
-from amortgap.inference.schedules import cosine
-from amortgap.objectives import elbo, elbo_draws
 
 METHODS = ("auto", "natural_gradient", "newton", "adam")
 # Nats below which a certificate counts as converged, unless the caller says otherwise.
@@ -159,14 +156,15 @@ def first_fit(
     if start.shape[0] > 1:
         key, key_start = jax.random.split(key)
         # Starts differ by many nats or by nothing that matters, so few draws do; one start at a time bounds the memory.
-        objective, number = _objective(x, model, family), settings.num_samples // 8 + settings.num_samples // 8 % 2 or 2
-        values = jax.lax.map(lambda phi: objective(key_start, phi, number), start)
+        bound, few = objective_of(x, model, family), max(2, settings.num_samples // 8 + settings.num_samples // 8 % 2)
+        values = jax.lax.map(lambda phi: bound(key_start, phi, few), start)
         start = start[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))]
     else:
         start = start[0]
     if settings.method == "adam":
         warmup = settings.warmup_steps
-        judged = _adam_and_judge(key, x, start, start, model, family, settings, settings.num_steps, warmup_steps=warmup)
+        given = {"num_steps": settings.num_steps, "num_samples": settings.num_samples, "warmup_steps": warmup}
+        judged = ascend_by_adam(key, x, start, start, model, family, **given)
     else:
         # All noise of the run in one call: random number generators are what takes long to compile.
         steps = settings.warmup_steps + (settings.num_steps if settings.method == "natural_gradient" else 0)
@@ -222,7 +220,8 @@ def fit_again(
     steps = (settings.num_steps if method == "adam" else _newton_steps(family)) * 2 ** jnp.asarray(number)
     fit, extra = work.fit, 0
     if method == "adam":
-        judged = _adam_and_judge(key_run, x, work.start, fit.phi, model, family, settings, steps)
+        given = {"num_steps": steps, "num_samples": settings.num_samples}
+        judged = ascend_by_adam(key_run, x, work.start, fit.phi, model, family, **given)
     else:
         draws = settings.num_samples * (ROUGH_DRAWS if rough else 1)
         counts = (_choice_pairs(settings), pairs_per_datum(family, draws))
@@ -232,8 +231,8 @@ def fit_again(
         runs, settle = [mean_and_root(family, fit.phi)], jnp.maximum(steps // 3, 2)
         if rough:
             steps, extra, settle = steps * _ROUGH_NEWTON, _ROUGH_ADAM_STEPS * number, -_ROUGH_PRIOR_SWEEPS
-            objective = _objective(x, model, family)
-            climbed = _adam(key_adam, objective, fit.phi, num_steps=extra, rate=_ROUGH_ADAM_RATE)
+            bound = objective_of(x, model, family)
+            climbed, _ = adam(key_adam, bound, fit.phi, num_steps=extra, rate=_ROUGH_ADAM_RATE)
             runs.append(mean_and_root(family, climbed))
         runs += _newton(key_newton, x, *runs[-1], model, family, steps, pairs_at_once, settle=settle)
         judged = judge(choice, sweeps, x, work.start, runs, model, family, pairs_at_once)
@@ -312,15 +311,6 @@ def _fit(
     )
 
 
-def _objective(x: Any, model: Any, family: Any) -> Any:
-    antithetic = hasattr(family, "transform")
-
-    def objective(draw_key: jax.Array, phi: Array, num_samples: int) -> Array:
-        return elbo(draw_key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
-
-    return objective
-
-
 def _newton(
     key: jax.Array,
     x: Any,
@@ -343,50 +333,3 @@ def _newton(
         settle=settle,
         pairs_at_once=pairs_at_once,
     )
-
-
-def _adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: float) -> Array:
-    optimiser = optax.scale_by_adam()
-
-    def step(index: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        phi, state = carry
-        gradient = jax.grad(objective, argnums=1)(jax.random.fold_in(key, index), phi, 2)
-        update, state = optimiser.update(gradient, state)
-        new = phi + rate * cosine(index, num_steps).astype(phi.dtype) * jnp.asarray(update)
-        good = jnp.all(jnp.isfinite(new))
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, state), carry)
-
-    return jax.lax.fori_loop(0, num_steps, step, (phi, optimiser.init(phi)))[0]
-
-
-def _adam_and_judge(
-    key: jax.Array,
-    x: Any,
-    start: Array,
-    phi: Array,
-    model: Any,
-    family: Any,
-    settings: Settings,
-    num_steps: Any,
-    *,
-    warmup_steps: int = 0,
-) -> Judged:
-    """Run Adam to two horizons, then judge the stages as `judge` does; what the second gained stands for the rest."""
-    key_first, key_second, key_choice, key_value, key_warmup = jax.random.split(key, 5)
-    objective, half = _objective(x, model, family), jnp.maximum(num_steps // 2, 1)
-    middle = phi
-    if warmup_steps:
-        middle = _adam(key_warmup, objective, phi, num_steps=warmup_steps, rate=1e-1)
-    middle = _adam(key_first, objective, middle, num_steps=half, rate=3e-2)
-    end = _adam(key_second, objective, middle, num_steps=jnp.maximum(num_steps - half, 1), rate=1e-2)
-    phis = jnp.stack([start, phi, middle, end])
-
-    def draws(draw_key: jax.Array, phi: Array) -> Array:
-        antithetic, number = hasattr(family, "transform"), settings.num_samples
-        return elbo_draws(draw_key, phi, x, model=model, family=family, num_samples=number, antithetic=antithetic)
-
-    choice = choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
-    certificate = Certificate(
-        jnp.where(jnp.isfinite(choice.gain), choice.gain, jnp.inf), choice.gain_error, jnp.zeros(())
-    )
-    return verdict(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)

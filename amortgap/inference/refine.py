@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +42,48 @@ def check_steps(model: Any, family: Any, num_steps: Any, learning_rate: Any, num
         raise ValueError(f"optimizer 'natural' needs a mean field normal, got {type(family).__name__}")
 
 
-def climbed_elbo(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, num_samples: int) -> Array:
-    """Return the ELBO that refinement climbs: by draws, or without any by cubature where `num_samples` is zero."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _DensityAt:
+    """A family that draws as its base does and states the density of other parameters at the draws."""
+
+    base: Any
+    phi: Array
+
+    def __getattr__(self, name: str) -> Any:
+        # Underscores are asked for before `base` exists.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def log_prob(self, z: Array, _: Array) -> Array:
+        return self.base.log_prob(z, self.phi)
+
+    def sample_and_log_prob(self, key: jax.Array, phi: Array) -> tuple[Array, Array]:
+        z, _ = self.base.sample_and_log_prob(key, phi)
+        return z, self.base.log_prob(z, self.phi)
+
+
+def climbed_elbo(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, num_samples: int) -> tuple[Array, Array]:
+    """Return the ELBO that refinement climbs and its gradient: by draws, or by cubature where `num_samples` is zero.
+
+    The gradient by draws sticks the landing. It may be differentiated again, as training through the steps does, and
+    so it is the slope along the draws with the density held at its own argument: an estimator that stops gradients
+    would lose the derivative of that argument.
+    """
     if num_samples == 0:
-        return cubature_elbo(phi, x, model=model, family=family)
+        return jax.value_and_grad(lambda phi: cubature_elbo(phi, x, model=model, family=family))(phi)
+
     antithetic = hasattr(family, "transform") and num_samples % 2 == 0
-    return elbo(key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
+
+    def along_draws(phi: Array, density: Array) -> Array:
+        # Without a density of its own, or as a sum over all values, the total gradient is what there is.
+        apart = hasattr(family, "log_prob") and not hasattr(family, "support")
+        used = _DensityAt(family, density) if apart else family
+        how: dict[str, Any] = {"num_samples": num_samples, "estimator": "total", "antithetic": antithetic}
+        return elbo(key, phi, x, model=model, family=used, **how)
+
+    return jax.value_and_grad(along_draws)(phi, phi)
 
 
 def transformation(optimizer: str) -> Any:
@@ -107,11 +143,10 @@ def refine(
     check_phi(phi, family)
     x = check_datum(x, model)
     change = transformation(optimizer)
-    climbed = partial(climbed_elbo, model=model, family=family, num_samples=num_samples)
 
     def step(carry: tuple[Array, Any], step_key: jax.Array) -> tuple[tuple[Array, Any], tuple[Array, Array]]:
         phi, state = carry
-        elbo_here, gradient = jax.value_and_grad(climbed, argnums=1)(step_key, phi, x)
+        elbo_here, gradient = climbed_elbo(step_key, phi, x, model, family, num_samples)
         gradient = in_metric(optimizer, family, phi, gradient)
         update, new_state = change.update(gradient, state, phi)
         new = phi + learning_rate * jnp.asarray(update)

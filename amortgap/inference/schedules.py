@@ -15,6 +15,6 @@ def cosine(step: Float[Array, ""] | Array, num_steps: int | Array) -> Float[Arra
     return 0.5 * (1 + jnp.cos(jnp.pi * fraction))
 
 
-def warmup_cosine(step: Float[Array, ""] | Array, num_steps: int | Array, *, warmup: int) -> Float[Array, ""]:
-    """Return the cosine factor times a linear ramp over the first `warmup` steps."""
-    return cosine(step, num_steps) * jnp.minimum(1.0, (step + 1) / max(warmup, 1))
+def warmup_cosine(step: Float[Array, ""] | Array, num_steps: int) -> Float[Array, ""]:
+    """Return the cosine factor times a linear ramp over the first tenth of the steps, a hundred at most."""
+    return cosine(step, num_steps) * jnp.minimum(1.0, (step + 1) / max(min(100, num_steps // 10), 1))

@@ -15,7 +15,6 @@ from amortgap._checks import (
     check_encoder,
     check_key,
     check_positive,
-    check_trainable,
 )
 from amortgap.inference.encoder_training import EncoderFit, maximise
 from amortgap.inference.refine import OPTIMIZERS, check_steps, refine
@@ -75,7 +74,6 @@ def semi_amortized_vi(
     check_count("num_samples", num_samples)
     xs = check_data("xs", xs, model)
     encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
-    check_trainable(encoder)
 
     def bound(key: jax.Array, phi: Array, x: Any, model: Any) -> Array:
         return elbo(key, phi, x, model=model, family=family, num_samples=num_samples)

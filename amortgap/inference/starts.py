@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,9 @@ from jaxtyping import Array
 from amortgap._checks import check_count, check_key, check_positive, check_sizes
 from amortgap.inference.local import LocalFit, local_vi
 from amortgap.inference.refine import refine
+
+# Of a step from a start: antithetic pairs for families that have them.
+_START_DRAWS = 4
 
 
 def local_vi_from_starts(
@@ -38,7 +42,7 @@ def local_vi_from_starts(
       settings: further arguments of `local_vi`.
 
     Returns:
-      LocalFit of the best.
+      LocalFit of the best; steps and gradients are of all starts.
 
     Raises:
       ValueError: as `local_vi`, or a bad number or spread of starts.
@@ -56,8 +60,17 @@ def local_vi_from_starts(
 
     def climbed(refine_key: jax.Array, start: Array) -> Array:
         return refine(
-            refine_key, start, x, model=model, family=family, num_steps=start_steps, learning_rate=0.03, num_samples=4
+            refine_key,
+            start,
+            x,
+            model=model,
+            family=family,
+            num_steps=start_steps,
+            learning_rate=0.03,
+            num_samples=_START_DRAWS,
         ).phi
 
     candidates = jax.vmap(climbed)(jax.random.split(key_refine, num_starts), starts)
-    return local_vi(key_fit, x, model=model, family=family, init=candidates, **settings)
+    fit = local_vi(key_fit, x, model=model, family=family, init=candidates, **settings)
+    steps = num_starts * start_steps
+    return replace(fit, num_steps=fit.num_steps + steps, num_gradients=fit.num_gradients + _START_DRAWS * steps)

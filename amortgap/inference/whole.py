@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from amortgap._checks import as_data, check_count, check_data, check_sizes, num_rows
+from amortgap._checks import as_data, check_count, check_data, check_key, check_latent_dim, num_rows
 from amortgap._chunks import map_data
 from amortgap.expectations import MONTE_CARLO, Expectation, bound
 from amortgap.inference.factors import LocalFactors, check_factors, model_datum
@@ -108,6 +108,7 @@ def whole_elbo(
     if global_expectation.method != "monte_carlo":
         return value(None, key, global_expectation)
     one = Expectation("monte_carlo", 1, global_expectation.estimator)
+    check_key(key)
     keys = jax.random.split(key, (global_expectation.size, 2))  # pyright: ignore[reportArgumentType]
     return jnp.mean(jax.vmap(lambda pair: value(pair[0], pair[1], one))(keys))
 
@@ -126,7 +127,7 @@ def check_whole(
     if global_family is None or global_family.latent_dim != model.global_dim:
         got = None if global_family is None else global_family.latent_dim
         raise ValueError(f"global_family must have latent_dim = model.global_dim = {model.global_dim}, got {got}")
-    check_sizes(model, family)
+    check_latent_dim(model, family)
     xs = as_data("xs", xs)
     check_data("xs", model_datum(xs), model)
     check_factors(factors, xs, family, model)

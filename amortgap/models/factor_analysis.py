@@ -77,10 +77,8 @@ class FactorAnalysis:
     def __post_init__(self) -> None:
         for name in ("loadings", "mean", "noise_variance"):
             object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
-        if self.loadings.ndim < 2:
+        if self.loadings.ndim != 2:
             raise ValueError(f"loadings must have shape [D, d], got {self.loadings.shape}")
-        if self.loadings.ndim > 2:
-            return  # a stack of models
         features = self.loadings.shape[0]
         if self.mean.shape != (features,) or self.noise_variance.shape != (features,):
             raise ValueError(
@@ -279,26 +277,24 @@ def fit_factor_analysis(
     check_count("latent_dim", latent_dim, maximum=xs.shape[1])
     check_count("num_steps", num_steps)
     check_positive("min_noise_variance", min_noise_variance)
-    return _em(key, xs, latent_dim=latent_dim, num_steps=num_steps, floor=np.float32(min_noise_variance))
+    return _em(key, xs, latent_dim=latent_dim, num_steps=num_steps, floor=min_noise_variance)
 
 
 @partial(jax.jit, static_argnames=("latent_dim", "num_steps"))
-def _em(key: jax.Array, xs: Array, *, latent_dim: int, num_steps: int, floor: Array) -> FactorAnalysisFit:
+def _em(key: jax.Array, xs: Array, *, latent_dim: int, num_steps: int, floor: float | Array) -> FactorAnalysisFit:
     mean = jnp.mean(xs, axis=0)
     centred = xs - mean[None, :]
     variance = jnp.mean(centred**2, axis=0)
     scale = jnp.sqrt(variance / latent_dim)[:, None]
     loadings = 0.5 * scale * jax.random.normal(key, (xs.shape[1], latent_dim), xs.dtype)
-    start = FactorAnalysis(
-        loadings=loadings, mean=mean, noise_variance=jnp.maximum(0.5 * variance, floor.astype(xs.dtype))
-    )
+    start = FactorAnalysis(loadings=loadings, mean=mean, noise_variance=jnp.maximum(0.5 * variance, floor))
 
     def step(model: FactorAnalysis, _: None) -> tuple[FactorAnalysis, Array]:
         covariance = jnp.linalg.inv(model.posterior_precision())
         means = (centred / model.noise_variance[None, :]) @ model.loadings @ covariance
         cross = centred.T @ means
         loadings = jnp.linalg.solve(means.T @ means + xs.shape[0] * covariance, cross.T).T
-        noise = jnp.maximum(variance - jnp.sum(loadings * cross, axis=1) / xs.shape[0], floor.astype(xs.dtype))
+        noise = jnp.maximum(variance - jnp.sum(loadings * cross, axis=1) / xs.shape[0], floor)
         updated = FactorAnalysis(loadings=loadings, mean=mean, noise_variance=noise)
         return updated, jnp.mean(jax.vmap(updated.log_evidence)(xs))
 

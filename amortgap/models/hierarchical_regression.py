@@ -143,7 +143,7 @@ class HierarchicalRegression:
             local_linear=np.asarray(xs.cross, np.float64) / self.noise_variance,
         )
 
-    def log_evidence(self, xs: GroupStatistics) -> float:
+    def log_evidence_of_data(self, xs: GroupStatistics) -> float:
         """Return `log p(y | X)` of all groups in nats, in double precision."""
         posterior = self.posterior(xs)
         theta, z = posterior.global_mean, posterior.local_mean

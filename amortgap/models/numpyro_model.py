@@ -92,6 +92,21 @@ class NumpyroModel:
         """Names of the local sites, in the order in which z holds them."""
         return tuple(site.name for site in self.plan.sites)
 
+    def validate(self, name: str, xs: Any) -> None:
+        """Raise a ValueError that names `name` unless `xs` hold rows like those of `data`."""
+
+        def rows(data: Any) -> Any:
+            if not isinstance(data, Mapping):
+                return type(data).__name__
+            return {argument: jnp.shape(leaf)[1:] for argument, leaf in data.items()}
+
+        wanted, got = rows(self.data), rows(xs)
+        if got != wanted:
+            raise ValueError(
+                f"{name} must hold rows of the shapes {wanted}, got {got}; pass this model's `data`, not the arguments "
+                "of the NumPyro one"
+            )
+
     def log_joint(self, z: Float[Array, " d"], x: Mapping[str, Any]) -> Float[Array, ""]:
         """Return `log p(x, z)` in nats, discrete local latents summed out."""
         if not self.plan.discrete:

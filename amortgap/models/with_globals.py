@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import checked_record
+from amortgap._checks import as_float_array, checked_record
 
 
 def check_global_model(model: Any) -> None:
@@ -86,6 +86,7 @@ def fix_global(model: Any, theta: Any) -> FixedGlobal:
     Raises:
       ValueError: a model without a global part, or a theta of another shape.
     """
+    theta = as_float_array("theta", theta)
     check_theta(model, theta)
     return FixedGlobal(model=model, theta=theta)
 

@@ -79,7 +79,6 @@ def peak_memory() -> dict[str, int] | None:
     return {name: resource.getrusage(who).ru_maxrss // unit for name, who in of.items()}
 
 
-@functools.cache
 def device() -> str:
     """What JAX computes on in this process, e.g. `cpu` or `gpu: NVIDIA H100`; `cpu` if JAX is not loaded."""
     jax = sys.modules.get("jax")

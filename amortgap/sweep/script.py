@@ -30,7 +30,7 @@ from .cells import NOT_HASHED, Cell
 from .cluster import ClusterError, dask_executor
 from .executors import Executor, Threads, serial
 from .manifest import GpuError, require_gpu
-from .records import open_store
+from .records import Store, open_store
 from .run import Summary, list_cells, run_cells, unfinished
 from .sidecar import write_sidecar
 from .table import Schema, build_table, read_csv, write_table
@@ -91,11 +91,11 @@ def run_sweep(
     """
     setup_logging(options.log_level)
     try:
-        store = open_store(options.out)
         if options.dry_run:
-            print(list_cells(cells, store))
+            # A folder that is mistyped, or cannot be written, is no matter yet.
+            print(list_cells(cells, Store(options.out.resolve())))
             return Summary(computed=0, skipped=0, failed=0, nonfinite=0, remaining=0, interrupted=False)
-        retry_failed = options.retry_failed
+        store, retry_failed = open_store(options.out), options.retry_failed
         # Reading the records is quicker than starting a cluster for nothing.
         idle = options.cluster is not None and not unfinished(cells, store, retry_failed=retry_failed)
         if options.gpus and options.cluster is None and unfinished(cells, store, retry_failed=retry_failed):

@@ -35,8 +35,8 @@ def write_sidecar(
       config: dataclass with the whole configuration.
       files: what the sidecar vouches for; their names and sha256 are recorded.
       schema: columns of the table, written with their meanings.
-      computed: False if this run only drew anew what an earlier one computed; of a sidecar that exists, only the hashes
-        of the files are then renewed, and command, machine and time stay those of the computation.
+      computed: False if this run only drew anew what an earlier one computed; of a sidecar of the same configuration
+        only the hashes of the files are then renewed, and command, machine and time stay those of the computation.
       devices: what was computed on, where it was not this process that computed.
       facts: anything else worth keeping, such as seconds or counts; plain data.
 
@@ -49,11 +49,15 @@ def write_sidecar(
     home = next((parent for parent in script.parents if parent.name == "experiments"), script.parent)
     place = script.relative_to(home.parent).as_posix()
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    described = canonical({f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
     if not computed and path.exists():
-        return write_json(path, json.loads(path.read_text()) | {"files": hashes})
+        old = json.loads(path.read_text())
+        # A table of other cells, though all of them were kept from before, is not the one that is described there.
+        if old["config"] == described:
+            return write_json(path, old | {"files": hashes})
     document = {
         "command": shlex.join(["python", place, *sys.argv[1:]]),
-        "config": canonical({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}),
+        "config": described,
         "files": hashes,
         "git_commit": git_commit(),
         "versions": versions(),

@@ -226,10 +226,10 @@ def main() -> None:
     """Measure and write the table."""
     args = parse_args(Args, presets=PRESETS, description=__doc__)
     began = time.perf_counter()
-    key = jax.random.key(0)
+    key, key_data = jax.random.split(jax.random.key(0))
     model = ag.models.deep_latent_gaussian(key, latent_dim=SIZES[0], data_dim=SIZES[-1], width=SIZES[1], depth=2)
     family = ag.families.MeanFieldNormal(SIZES[0])
-    xs = jax.vmap(lambda k: model.sample(k)[1])(jax.random.split(key, max(args.points, args.ais_points)))
+    xs = jax.vmap(lambda k: model.sample(k)[1])(jax.random.split(key_data, max(args.points, args.ais_points)))
     rows = [*importance_sampling(args, model, family, xs), *annealing(args, model, xs)]
     write(args.out, "evidence", rows, config=args, seconds=round(time.perf_counter() - began, 1))
 

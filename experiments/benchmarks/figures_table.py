@@ -31,7 +31,9 @@ def row(figure: str, value: float, unit: str, *, low: float | None = None, high:
         [*([f">= {low:g}"] if low is not None else []), *([f"<= {high:g}"] if high is not None else [])]
     )
     met = None if not goal else (low is None or value >= low) and (high is None or value <= high)
-    print(f"{figure:<60} {value:10.4g} {unit:<12} {goal}", file=sys.stderr, flush=True)
+    print(
+        f"{figure:<60} {value:10.4g} {unit:<12} {goal}{': missed' if met is False else ''}", file=sys.stderr, flush=True
+    )
     return {"figure": figure, "value": value, "unit": unit, "low": low, "high": high, "met": met}
 
 

@@ -1,14 +1,16 @@
 """Wrong calls are refused by a ValueError that names the argument and the value; odd but right data work."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
 import amortgap as ag
+
+pytestmark = pytest.mark.usefixtures("as_users_call")
 
 KEY = jax.random.key(0)
 FA = ag.models.FactorAnalysis(
@@ -16,6 +18,7 @@ FA = ag.models.FactorAnalysis(
 )
 COUNTS = ag.models.PoissonGamma(shape=1.0, rate=1.0)
 PIXELS = ag.models.deep_latent_gaussian(KEY, latent_dim=2, data_dim=3, width=2, depth=1)
+GROUPS = ag.models.HierarchicalRegression(dim=2)
 FAMILY = ag.families.MeanFieldNormal(2)
 ENCODER = ag.encoders.constant(KEY, 3, FAMILY)
 XS = np.ones((4, 3), np.float32)
@@ -43,6 +46,22 @@ def fit_local(key=KEY, xs=XS, model=FA, family=FAMILY, **settings):
 
 def local_vi(key=KEY, x=XS[0], model=FA, family=FAMILY, **settings):
     return ag.local_vi(key, x, model=model, family=family, **settings)
+
+
+def evidence(method, key=KEY, x=XS[0], model=FA, family=FAMILY, **settings):
+    given = {"family": family, "phi": jnp.zeros(4)} if method != "exact" else {}
+    return ag.log_evidence(key, x, model=model, method=method, **given, **settings)
+
+
+def bidirectional(key=KEY, x=XS[0], model=FA, **settings):
+    return ag.evidence.bidirectional(key, x, model=model, **settings)
+
+
+def optimum_excess(key=KEY, x=XS[0], model=FA, family=FAMILY, **settings):
+    return ag.evidence.optimum_excess(key, jnp.zeros(4), x, model=model, family=family, **settings)
+
+
+ESTIMATES = [*(partial(evidence, method) for method in ag.evidence.METHODS), bidirectional, optimum_excess]
 
 
 def amortized(key=KEY, xs=XS, model=FA, family=FAMILY, encoder=ENCODER, **settings):
@@ -95,9 +114,10 @@ CALLS = [
         r"xs must have shape \[N, 2\], got \(2, 3\)",
     ),
     # One datum.
-    *[(lambda f=f: f(x=np.ones(1)), r"x must be one datum .* got \(1, 1\)") for f in (elbo, local_vi)],
-    *[(lambda f=f: f(x=np.ones((4, 3))), r"x must be one datum .* got \(1, 4, 3\)") for f in (elbo, local_vi)],
-    *[(lambda f=f: f(x=XS[0] * np.nan), r"x holds 3 NaN or infinite entries") for f in (elbo, local_vi)],
+    *[(lambda f=f: f(x=np.ones(1)), r"x must be one datum .* got \(1, 1\)") for f in (elbo, local_vi, *ESTIMATES)],
+    *[(lambda f=f: f(x=np.ones((4, 3))), r"x must be one datum .* got \(1, 4, 3\)") for f in
+      (elbo, local_vi, *ESTIMATES)],
+    *[(lambda f=f: f(x=XS[0] * np.nan), r"x holds 3 NaN or infinite entries") for f in (elbo, local_vi, *ESTIMATES)],
     # Keys.
     *[(lambda f=f: f(key=jax.random.PRNGKey(0)), r"made by jax.random.key\(seed\), got an array of uint32") for f in
       (elbo, local_vi, *ENTRANCES)],
@@ -162,6 +182,9 @@ CALLS = [
        rf"{n} must be a whole number, at least \d, got -1") for n in ("latent_dim", "data_dim", "width", "depth")],
     (lambda: ag.models.deep_latent_gaussian(KEY, **DEEP, likelihood="poisson"),
      r"likelihood must be one of 'bernoulli', 'gaussian', got 'poisson'"),
+    *[(lambda f=f: f(model=GROUPS), r"log_joint\(z, x\), which HierarchicalRegression lacks; .* ag.models.fix_global")
+      for f in (elbo, local_vi)],
+    (lambda: ag.models.fix_global(GROUPS, [1.0]), r"theta must have shape \(2,\)"),
     # Families and encoders.
     (lambda: ag.families.MeanFieldNormal(0), r"latent_dim must be a whole number, at least 1, got 0"),
     (lambda: ag.families.FullRankNormal(-2), r"latent_dim must be a whole number, at least 1, got -2"),
@@ -183,15 +206,6 @@ CALLS = [
     (lambda: ag.data.load_digits(binarisation="magic"), r"binarisation must be one of 'threshold', 'fixed', 'none'"),
     (lambda: ag.data.load_digits(test_fraction=1.0), r"test_fraction must lie between 0 and 1, got 1.0"),
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def as_users_call():
-    """Without the type checker of the test session, whose errors would come before the package's own."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize(("call", "message"), CALLS, ids=range(len(CALLS)))
@@ -218,6 +232,9 @@ def test_whole_numbers_and_booleans_are_converted_where_exact(dtype):
 def test_parameters_of_models_may_be_lists_and_whole_numbers():
     listed = ag.models.FactorAnalysis(loadings=[[1, 0], [0, 1]], mean=[0, 0], noise_variance=[1, 2])
     assert listed.loadings.dtype == jnp.float32
+    listed = ag.models.fix_global(GROUPS, [1, 2])
+    group = GROUPS.sample(KEY, 1, 3)[2]
+    assert listed.log_joint(jnp.ones(2), jax.tree.map(lambda leaf: leaf[0], group)).shape == ()
     assert ag.models.PoissonGamma(shape=2, rate=np.int64(3)).rate.dtype == jnp.float32
 
 

@@ -60,10 +60,11 @@ ALLOWED = {
     "_checks": set(),
     "networks": {"_checks"},
     "families": {"_checks"},
-    "modules": {"networks"},
+    "modules": {"_checks", "networks"},
     "encoders": {"_checks", "networks", "modules"},
     "models": {"_checks", "networks", "modules"},
-    "objectives": {"_checks"},
+    "nodes": {"_checks"},
+    "objectives": {"_checks", "nodes"},
     "gaps": set(),
     "weights": {"_checks", "_files"},
     "data": {"_checks"},
@@ -110,7 +111,7 @@ def test_nothing_imports_the_experiments_and_only_networks_and_modules_know_flax
 
 
 def test_the_reader_of_imports_sees_imports():
-    assert internal("amortgap.objectives") == {"amortgap._checks"}
+    assert internal("amortgap.objectives") == {"amortgap._checks", "amortgap.nodes"}
     assert "amortgap.objectives" in internal("amortgap.inference.amortized")
     assert "amortgap.sweep.cells" in internal("amortgap.sweep")
     assert "sklearn.datasets.load_digits" in imports("amortgap.data.digits")

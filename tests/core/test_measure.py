@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import chi2
 
 import amortgap as ag
@@ -290,6 +291,12 @@ def test_generalization_gap_divides_each_variance_by_its_own_number_of_data():
     found = generalization(train, test)
     want = np.sqrt(np.var(train, ddof=1) / 5 + np.var(test, ddof=1) / 2)
     np.testing.assert_allclose([found.mean, found.data_standard_error], [4.5 - 3.8, want], rtol=1e-5)
+    # Welch's degrees of freedom lie between those of the smaller side and those of both.
+    wide = float(found.interval()[1] - found.mean) / want
+    a, b = np.var(train, ddof=1) / 5, np.var(test, ddof=1) / 2
+    welch = (a + b) ** 2 / (a**2 / 4 + b**2 / 1)
+    assert stats.t.ppf(0.975, 5) < stats.t.ppf(0.975, welch) <= wide
+    np.testing.assert_allclose(wide, stats.t.ppf(0.975, 1), rtol=1e-5)
 
 
 def test_arithmetic_refuses_what_it_would_broadcast_and_keeps_infinity():
@@ -328,6 +335,9 @@ def test_candidates_of_other_data_are_refused(key):
     ({"evidence_method": "quadrature", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=4),
       "family": ag.families.MeanFieldNormal(4), "encoder": lambda x: jnp.zeros(8)}, "latent dimensions up to 3"),
     ({"evidence_method": "exact", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=2)}, "log_evidence"),
+    ({"evidence_method": "ais", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=2)},
+     "start 'prior' needs model.log_prior, which LogJoint lacks"),
+    ({"evidence_samples": 1}, "evidence_samples must be a whole number, at least 2, got 1"),
     ({"local": local_fit(OPTIMUM[:3])}, r"local.phi must have shape \[N, size\] = \(6, 4\)"),
     ({"evidence": ag.evidence.exact(XS[0], model=MODEL)}, r"evidence must hold 6 values, got shape \(\)"),
     ({"family": ag.families.MixtureOfNormals(2, 2), "optimum_samples": 64,

@@ -165,6 +165,7 @@ def test_modules_that_do_not_fit_are_refused():
         (lambda: bring(late, variables=late_variables), "module changes its own state .*evaluation mode"),
         (lambda: bring(Stateful(), (3,)), "module changes its own state"),
         (lambda: bring(nnx_vae()[0], (4, 4, 1)), r"cannot be run on a batch of shape \(1, 4, 4, 1\)"),
+        (lambda: bring(nnx_vae()[0], IMAGE)(jnp.zeros(IMAGE[::-1])), "one datum must have shape"),
         (lambda: bring(wide, IMAGE), r"family.latent_dim = 2 entries for one datum, got \[\(3,\), \(3,\)\]"),
         (lambda: bring(nnx.Linear(3, 5, rngs=nnx.Rngs(0)), (3,)), r"family.size = 4 entries .*got \[\(5,\)\]"),
         (lambda: bring(encoder, variables=variables, second="precision"), "second must be one of"),

@@ -159,5 +159,8 @@ def test_families_and_parameters_that_do_not_fit_are_refused(trained):
         ag.encoders.from_numpyro_guide(
             joint_guide, {"matrix": params["matrix"]}, model=mine, family=ag.families.FullRankNormal(2)
         )
-    with pytest.raises(ValueError, match="family must hold normals of the model's 2 latents, got MeanFieldNormal of 3"):
-        ag.encoders.from_numpyro_guide(guide, trained, model=ours(), family=ag.families.MeanFieldNormal(3))
+    # A flow has moments too, but of its correlations it would keep none.
+    for family in (ag.families.MeanFieldNormal(3), ag.families.LowRankNormal(2, 1), ag.families.CouplingFlow(2)):
+        wanted = f"of the model's 2 latents, got {type(family).__name__} of {family.latent_dim}"
+        with pytest.raises(ValueError, match=wanted):
+            ag.encoders.from_numpyro_guide(guide, trained, model=ours(), family=family)

@@ -5,7 +5,6 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -259,14 +258,6 @@ def test_generalised_least_squares_is_a_stationary_point(x64):
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(found.weights)), 0, atol=1e-10)
 
 
-@pytest.fixture
-def as_users_call():
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
-
 EMPTY = E.Group(jnp.zeros((2, 1)), jnp.zeros(2))
 BAD = [
     (lambda: E.window(KEY, 4, 1, mean_field(4), reach=2), r"length must be at least the window, .* = 5, got 4"),
@@ -282,7 +273,10 @@ BAD = [
         lambda: E.conv(KEY, (8, 8, 1), mean_field(1), channels=(0,)),
         r"channels must be a whole number, at least 1, got 0",
     ),
-    (lambda: E.conv(KEY, (8, 8, 1), mean_field(1), channels=(2,))(jnp.zeros(7)), r"one image of shape \(8, 8, 1\)"),
+    (
+        lambda: E.conv(KEY, (8, 8, 1), mean_field(1), channels=(2,))(jnp.zeros(7)),
+        r"one datum must have shape \(8, 8, 1\)",
+    ),
     (lambda: E.shared_flow(None, mean_field(2)), "family must be a flow with a head"),
     (lambda: E.random_features(KEY, 2, mean_field(1), num_features=-1), "num_features must be .* got -1"),
     (
@@ -326,6 +320,17 @@ def test_only_encoders_that_padding_leaves_as_they_are_can_be_stacked(key):
     narrow, wide = (ag.encoders.mlp(key, 3, family, width=w, depth=2, residual=True) for w in (3, 8))
     with pytest.raises(ValueError, match="one width to be stacked if they are residual"):
         ag.encoders.stack_padded([narrow, wide])
+    # What keeps blocks in one array, or reads at offsets, is not padded by zeros at the ends.
+    steps = mean_field(6)
+    for pair in (
+        [E.window(key, 6, 1, steps, reach=reach, width=3) for reach in (0, 2)],
+        [E.conv(key, (6, 6, 1), family, channels=(c,)) for c in (2, 3)],
+    ):
+        with pytest.raises(ValueError, match=f"one width to be stacked if they are {type(pair[0]).__name__}s"):
+            ag.encoders.stack_padded(pair)
+    other = ag.encoders.mlp(key, 3, ag.families.FullRankNormal(2), width=8, depth=2)
+    with pytest.raises(ValueError, match="input and output size"):
+        ag.encoders.stack_padded([other, ag.encoders.mlp(key, 3, family, width=8, depth=2)])
     stacked = ag.encoders.stack_padded([wide, wide])
     x = jnp.arange(3.0)
     np.testing.assert_allclose(jax.vmap(lambda encoder: encoder(x))(stacked)[1], wide(x), rtol=1e-6)

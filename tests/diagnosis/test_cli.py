@@ -1,6 +1,7 @@
 """The command line: `amortgap diagnose` and `amortgap report`."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -28,7 +29,7 @@ def written(tmp_path, text):
     return file
 
 
-def test_problem_files_are_checked(tmp_path):
+def test_problem_files_are_checked(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"problem must be a Python file, got .*missing.py"):
         cli.load_problem(tmp_path / "missing.py")
     with pytest.raises(ValueError, match=r"must define a function make_problem\(\), got NoneType"):
@@ -46,13 +47,18 @@ def test_problem_files_are_checked(tmp_path):
     with pytest.raises(ValueError, match=r"problem\.py, line 1: SyntaxError"):
         cli.load_problem(written(tmp_path, "def make_problem(:"))
     (tmp_path / "beside.py").write_text(f"PARTS = dict.fromkeys({cli.NEEDED}, 1)")
-    before = list(sys.path)
-    found = cli.load_problem(written(tmp_path, "from beside import PARTS\ndef make_problem(): return PARTS"))
-    assert found["model"] == 1 and sys.path == before
+    (tmp_path / "later.py").write_text("VALUE = 7")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    late = "def late():\n    import later\n    return later.VALUE\n"
+    text = f"from beside import PARTS\n{late}def make_problem(): return PARTS | dict(encoder=late)"
+    found = cli.load_problem(written(tmp_path, text))
+    # What the file defines may import its neighbours when it is called.
+    assert found["model"] == 1 and found["encoder"]() == 7
 
 
 def test_wrong_arguments_end_with_a_message_and_status_two(tmp_path, capsys):
-    file = written(tmp_path, PROBLEM)
+    # Flags are judged before a file is run that may train a model.
+    file = written(tmp_path, PROBLEM + "\nraise RuntimeError('was run')")
     assert cli.main(["diagnose", str(file), "--budget", "5"]) == 2
     assert "--budget must be at least 40 seconds, got 5" in capsys.readouterr().err
     assert cli.main(["diagnose", str(file), "--out", str(tmp_path / "no" / "where.html")]) == 2
@@ -81,6 +87,14 @@ def test_diagnose_command_runs_a_file_within_its_budget(tmp_path):
     assert "verdict: amortization" in done.stdout and "best buy: " in done.stdout
     assert "best buy: none" not in done.stdout
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_wheel_leaves_out_what_is_about_the_repository(tmp_path, monkeypatch):
+    every = cli.experiments()
+    scripts = pathlib.Path(cli.__file__).parents[1] / "experiments"
+    shutil.copytree(scripts, tmp_path / "amortgap" / "experiments", ignore=shutil.ignore_patterns("notebooks", "_*"))
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "amortgap" / "cli.py"))
+    assert set(every) - set(cli.experiments()) == {"verify_results", "fresh_clone"}
 
 
 def test_run_finds_every_experiment_and_passes_its_flags_on(capsys):

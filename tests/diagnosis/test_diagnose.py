@@ -14,6 +14,8 @@ import pytest
 import amortgap as ag
 from amortgap.diagnosis import measuring, trials
 from amortgap.diagnosis.clock import Clock
+from amortgap.diagnosis.latents import coverage
+from amortgap.diagnosis.parts import Measured, Problem
 
 # The function of this name hides its module.
 home = importlib.import_module("amortgap.diagnosis.diagnose")
@@ -80,6 +82,29 @@ def test_a_clean_bill_is_all_that_a_healthy_model_gets():
     np.testing.assert_allclose(found.latents.encoder, 1 - 1 / 6, atol=0.1)
     within = np.abs(found.coverage.share - found.coverage.levels)
     assert np.all(within < 4 * np.maximum(found.coverage.standard_error, 0.01))
+
+
+def test_coverage_leaves_out_data_whose_own_weights_cannot_be_trusted(key):
+    """However log p(x) was had: here it has no k-hat at all."""
+    model = ag.models.from_log_joint(lambda z, x: -0.5 * jnp.sum((z - x) ** 2), latent_dim=2)
+    xs = jnp.array([[0.0, 1.0], [2.0, -1.0], [1.0, 1.0], [0.5, -0.5]])
+    posterior = jax.vmap(lambda x: exact.FAMILY.from_moments(x, jnp.eye(2)))(xs)
+    narrow = exact.FAMILY.from_moments(xs[1], 0.3 * jnp.eye(2))
+    richer = ag.families.FullRankNormal(2)
+
+    def found(phis):
+        problem = Problem(model, exact.FAMILY, None, xs, xs)
+        proposal = jax.vmap(lambda phi: richer.from_moments(*exact.FAMILY.moments(phi)))(phis)
+        none = jnp.full(4, -jnp.inf)
+        measured = Measured(np.arange(4), None, none, none, posterior, phis, None, None, proposal)
+        return coverage(key, measured, xs, problem)
+
+    right, without = found(posterior), found(posterior.at[1].set(narrow))
+    # Weights are constant: what is left is the noise of five hundred draws for the threshold and as many inside.
+    noise = np.sqrt(2 * right.levels * (1 - right.levels) / 500 / 3)
+    assert np.all(np.abs(without.share - right.levels) < 4 * noise)
+    np.testing.assert_allclose(4 * right.share - 3 * without.share, right.levels, atol=4 * noise.max() * 3**0.5)
+    assert np.all(right.standard_error > 0)
 
 
 def test_a_crippled_encoder_is_named_and_what_it_ignores(crippled):

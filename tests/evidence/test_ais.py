@@ -1,6 +1,7 @@
 """Annealed importance sampling: exact values from both sides, its cost, its schedules, and a second implementation."""
 
 import dataclasses
+import sys
 from functools import partial
 
 import jax
@@ -12,7 +13,7 @@ from scipy import stats
 import amortgap as ag
 from amortgap.evidence import UnreliableEvidence, ais, linear_temperatures, sigmoid_temperatures
 from amortgap.evidence.ais import make_settings, pilot_repeats, plan
-from amortgap.evidence.hmc import make_path, place, transition
+from amortgap.evidence.hmc import Path, make_path, place, transition
 
 
 def test_start_from_q_is_exact_where_q_is_the_posterior(factor_analysis, simulated, key):
@@ -72,6 +73,34 @@ def test_a_temperature_costs_as_many_gradients_as_leapfrog_steps(key, step_size)
     # The pilot run warms up for thirty transitions and makes some at every temperature up to the last.
     pilot = 0 if step_size else pilots * (1 + leapfrog * (30 + pilot_repeats(temperatures) * (temperatures - 1)))
     assert len(calls) == main + pilot
+
+
+def test_a_pilot_starts_and_moves_by_keys_of_their_own(key, monkeypatch):
+    starts, moves = [], []
+
+    def record(where, draw_key):
+        jax.debug.callback(lambda data: where.append(np.asarray(data).tobytes()), jax.random.key_data(draw_key))
+
+    def sample(draw_key):
+        record(starts, draw_key)
+        return jnp.zeros(1)
+
+    def stay(move_key, path, chain, beta, step_size, num_leapfrog):
+        record(moves, move_key)
+        return chain, jnp.ones(())
+
+    monkeypatch.setattr(sys.modules["amortgap.evidence.ais"], "transition", stay)
+    path = Path(sample=sample, log_base=jnp.sum, log_ratio=jnp.sum, scale=jnp.ones(1))
+    settings, betas = make_settings(
+        temperatures=None, schedule="linear", num_temperatures=5, num_chains=2, num_leapfrog=1, num_pilots=2,
+        step_size=None,
+    )  # fmt: skip
+    plan(key, path, betas, settings)
+    jax.effects_barrier()
+    assert len(set(starts)) == 2 and len(set(moves)) == len(moves) == 2 * (30 + 4 * pilot_repeats(5))
+    for data in starts:
+        split = jax.random.split(jax.random.wrap_key_data(np.frombuffer(data, np.uint32)), 30)
+        assert not {each.tobytes() for each in np.asarray(jax.random.key_data(split))} & set(moves)
 
 
 def test_transition_leaves_its_density_invariant(factor_analysis, simulated):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.diagnostics import Simulations, calibration, psis, simulate
+from amortgap.diagnostics import Calibration, Simulations, calibration, psis, simulate
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,15 @@ def test_exact_posteriors_are_calibrated(factor_analysis, many, posteriors, fami
     levels = np.array([0.1, 0.5, 0.9])
     share, error = found.coverage(levels)
     assert np.all(np.abs(share - levels) < 4 * error)
+
+
+@pytest.mark.parametrize("num_draws", [9, 99])
+def test_coverage_has_no_bias_at_levels_between_two_ranks(num_draws):
+    """Every rank equally often: what a calibrated posterior gives in expectation."""
+    ranks = np.arange(num_draws + 1)
+    found = Calibration(ranks=jnp.asarray(ranks[:, None]), density_ranks=jnp.asarray(ranks), num_draws=num_draws)
+    levels = np.array([0.0, 0.07, 0.28, 0.55, 0.95, 1.0])
+    np.testing.assert_allclose(found.coverage(levels)[0], levels, atol=1e-12)
 
 
 def test_coverage_of_a_narrow_posterior_is_the_closed_form(factor_analysis, many, posteriors, family, key):

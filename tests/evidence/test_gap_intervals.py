@@ -95,6 +95,15 @@ def test_excess_equals_a_grid_search_over_the_same_noise(key):
     np.testing.assert_allclose(error, np.std(best, ddof=1) / 2**0.5, atol=2e-4)
 
 
+@pytest.mark.parametrize("outside", [-jnp.inf, jnp.nan])
+def test_excess_bounds_nothing_where_a_draw_at_the_fit_has_no_log_joint(key, outside):
+    model = ag.models.from_log_joint(lambda z, x: jnp.where(z[0] > 2.0, outside, -0.5 * jnp.sum(z**2)), latent_dim=1)
+    found, error = optimum_excess(
+        key, jnp.zeros(2), jnp.zeros(1), model=model, family=ag.families.MeanFieldNormal(1), num_samples=512
+    )
+    assert jnp.isposinf(found) and jnp.isposinf(error)
+
+
 def test_only_concave_models_with_normal_families_are_proven(factor_analysis, mixture):
     assert excess_is_proven(factor_analysis, ag.families.FullRankNormal(2))
     assert not excess_is_proven(factor_analysis, ag.families.LowRankNormal(2, 1))

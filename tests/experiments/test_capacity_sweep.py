@@ -1,44 +1,28 @@
 """The capacity sweep as a user runs it: the smoke preset, a second run, its figure, and wrong calls."""
 
-import csv
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from running import ROOT, rows_of, run
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "capacity_sweep.py"
-
-
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *args], capture_output=True, text=True, timeout=600, env=os.environ, check=False
-    )
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep") / "with space"
-    done = run("--preset", "smoke", "--out", str(out))
+    done = run("capacity_sweep.py", "--preset", "smoke", "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out
 
 
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "table.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_table_holds_every_cell_and_its_identity(sweep):
-    rows = rows_of(sweep)
+    rows = rows_of(sweep / "table.csv")
     # Ranks 0 to 2, the constant encoder and two widths, each on two splits.
     assert len(rows) == 2 * (3 + 1 + 2)
     for row in rows:
@@ -51,14 +35,14 @@ def test_table_holds_every_cell_and_its_identity(sweep):
 def test_sidecar_says_how_the_table_was_made(sweep):
     sidecar = json.loads((sweep / "table.json").read_text())
     assert sidecar["command"].startswith("python experiments/capacity_sweep.py --preset smoke")
-    assert set(sidecar["columns"]) <= set(rows_of(sweep)[0])
+    assert set(sidecar["columns"]) <= set(rows_of(sweep / "table.csv")[0])
     assert {"table.csv", "capacity_sweep.pdf", "capacity_sweep.png"} == set(sidecar["files"])
     assert sidecar["seconds"] > 0 and "jax" in sidecar["versions"]
 
 
 def test_second_run_computes_nothing_and_changes_nothing(sweep):
     before = {path.name: path.read_bytes() for path in sweep.iterdir() if path.suffix in (".csv", ".json", ".png")}
-    again = run("--preset", "smoke", "--out", str(sweep))
+    again = run("capacity_sweep.py", "--preset", "smoke", "--out", str(sweep))
     assert again.returncode == 0, again.stderr
     assert "0 to compute" in again.stderr
     after = {path.name: path.read_bytes() for path in sweep.iterdir() if path.suffix in (".csv", ".json", ".png")}
@@ -70,7 +54,7 @@ def test_figure_drawn_anew_is_vouched_for_by_the_sidecar_of_the_computation(swee
     shutil.copytree(sweep, out)
     made = json.loads((out / "table.json").read_text())
     (out / "table.json").write_text(json.dumps(made | {"files": {"table.csv": "of another figure"}, "seconds": 77}))
-    again = run("--preset", "smoke", "--out", str(out))
+    again = run("capacity_sweep.py", "--preset", "smoke", "--out", str(out))
     assert again.returncode == 0, again.stderr
     sidecar = json.loads((out / "table.json").read_text())
     assert sidecar == made | {"seconds": 77}
@@ -157,15 +141,15 @@ def test_figure_shows_what_the_table_says(sweep, monkeypatch):
 
 
 def test_unknown_flags_and_values_are_refused_with_a_hint():
-    wrong = run("--presett", "smoke")
+    wrong = run("capacity_sweep.py", "--presett", "smoke")
     assert wrong.returncode == 2 and "preset" in wrong.stderr + wrong.stdout
-    unknown = run("--preset", "smok")
+    unknown = run("capacity_sweep.py", "--preset", "smok")
     assert unknown.returncode == 2 and "smoke" in unknown.stderr
 
 
 def test_folder_that_cannot_be_written_is_refused_before_any_cell(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
-    refused = run("--preset", "smoke", "--out", str(blocker / "sweep"))
+    refused = run("capacity_sweep.py", "--preset", "smoke", "--out", str(blocker / "sweep"))
     assert refused.returncode == 1
     assert str(blocker) in refused.stderr

@@ -1,30 +1,23 @@
 """The check of the certificate as a user runs it, its closed forms, and the committed results."""
 
-import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from running import ROOT, rows_of, run
 
 import amortgap as ag
 from amortgap.sweep import read_csv
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "certificate_check.py"
 RESULTS = ROOT / "results" / "certificate_check"
 
 
 @pytest.fixture
 def check(monkeypatch):
     """Import the script, whose settings of the compiler would come too late here."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     monkeypatch.setattr("amortgap.runtime.prepare_compiler", lambda **_: None)
     import certificate_check
 
@@ -33,11 +26,9 @@ def check(monkeypatch):
 
 @pytest.mark.slow
 def test_the_smoke_preset_writes_table_sidecar_and_figure(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--preset", "smoke", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ, check=False)
+    done = run("certificate_check.py", "--preset", "smoke", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "table.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 4 * 2 * 2
+    assert len(rows_of(tmp_path / "table.csv")) == 4 * 2 * 2
     sidecar = json.loads((tmp_path / "table.json").read_text())
     assert set(sidecar["files"]) == {"table.csv", "certificate_check.pdf", "certificate_check.png"}
     assert len(sidecar["requirements"]) == 4
@@ -94,7 +85,6 @@ def test_the_figure_shows_what_the_table_says(check):
     plt.close(figure)
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no results of the check are committed yet")
 def test_committed_certificates_are_calibrated(check):
     rows = read_csv(RESULTS / "table.csv", check.SCHEMA).rows
     found = check.verdicts(rows)

@@ -1,38 +1,14 @@
 """The reproduction of Cremer, Li and Duvenaud (2018): its estimators, tables and claims, and the smoke preset."""
 
-import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from running import rows_of, run
 
 import amortgap as ag
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "cremer2018.py"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-
-
-def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *args]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=900, env=os.environ | environment, check=False
-    )
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_recalled_gaps_are_differences_of_recalled_bounds():
@@ -147,7 +123,7 @@ def test_trained_models_are_kept_and_refused_when_they_do_not_fit(tmp_path):
 
 def test_missing_data_end_with_the_remedy(tmp_path):
     empty = {"AMORTGAP_DATA": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    done = run("--out", str(tmp_path / "out"), **empty)
+    done = run("cremer2018.py", "--out", str(tmp_path / "out"), **empty)
     assert done.returncode == 2
     assert "cifar10 is left out" in done.stderr and "mnist is not on this machine" in done.stderr
     assert "make data" in done.stderr and "Traceback" not in done.stderr
@@ -156,7 +132,7 @@ def test_missing_data_end_with_the_remedy(tmp_path):
 @pytest.mark.slow
 def test_smoke_preset_writes_every_table_and_figure_and_resumes(tmp_path):
     out = tmp_path / "out"
-    done = run("--preset", "smoke", "--out", str(out))
+    done = run("cremer2018.py", "--preset", "smoke", "--out", str(out))
     assert done.returncode == 0, done.stderr
     found = {path.name for path in out.iterdir() if path.is_file()}
     tables = {"table.csv", "tables.csv", "claims.csv", "posteriors.csv", "table.json", "images_inference_gaps.csv"}
@@ -180,7 +156,7 @@ def test_smoke_preset_writes_every_table_and_figure_and_resumes(tmp_path):
     area = (first[1] - first[0]) * (second[1] - second[0])
     assert area * sum(np.exp(float(row["true posterior"])) for row in picture) == pytest.approx(1, abs=1e-3)
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".csv", ".png")}
-    again = run("--preset", "smoke", "--out", str(out))
+    again = run("cremer2018.py", "--preset", "smoke", "--out", str(out))
     assert again.returncode == 0 and "0 to compute" in again.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".csv", ".png")} == before
     assert json.loads((out / "table.json").read_text())["command"].startswith("python experiments/cremer2018.py")

@@ -1,11 +1,8 @@
 """The check of log p(x) and of intervals as a user runs it, its parts, its figure, and the committed results."""
 
-import csv
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,24 +10,16 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from running import ROOT, rows_of, run
 
 import amortgap as ag
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "evidence_check.py"
 RESULTS = ROOT / "results" / "evidence_check"
 PARTS = ("methods", "draws", "sandwich", "coverage")
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *args], capture_output=True, text=True, timeout=1800, env=os.environ, check=False
-    )
-
-
-def rows_of(out: Path) -> list[dict]:
-    with (out / "table.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def read(out: Path) -> list[dict]:
+    rows: list[dict] = rows_of(out / "table.csv")
     for row in rows:
         for name in ("value", "standard_error", "low", "high"):
             row[name] = float(row[name]) if row[name] else None
@@ -40,7 +29,7 @@ def rows_of(out: Path) -> list[dict]:
 
 def check_folder(out: Path, parts: tuple[str, ...]) -> list[dict]:
     """Table, sidecar and figure exist and agree; return the rows."""
-    rows = rows_of(out)
+    rows = read(out)
     assert {row["part"] for row in rows} == set(parts)
     keys = [(row["part"], row["model"], row["method"], row["quantity"]) for row in rows]
     assert len(set(keys)) == len(keys)
@@ -60,14 +49,10 @@ def check_folder(out: Path, parts: tuple[str, ...]) -> list[dict]:
     return rows
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    """Let the modules beside the script be imported."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-
-
 def test_one_part_of_the_smoke_preset_writes_table_sidecar_and_figure(tmp_path):
-    done = run("--preset", "smoke", "--parts", "sandwich", "--study.ladder", "5", "--out", str(tmp_path))
+    done = run(
+        "evidence_check.py", "--preset", "smoke", "--parts", "sandwich", "--study.ladder", "5", "--out", str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     rows = check_folder(tmp_path, ("sandwich",))
     assert {row["method"] for row in rows} == {"5 temperatures"}
@@ -79,7 +64,7 @@ def test_one_part_of_the_smoke_preset_writes_table_sidecar_and_figure(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_smoke_preset(tmp_path):
-    done = run("--preset", "smoke", "--out", str(tmp_path))
+    done = run("evidence_check.py", "--preset", "smoke", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = check_folder(tmp_path, PARTS)
     assert len({row["model"] for row in rows if row["part"] == "methods"}) == 4

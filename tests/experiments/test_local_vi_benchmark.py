@@ -1,19 +1,14 @@
 """The benchmark of local VI as a user runs it, in small; its arithmetic; and the committed results."""
 
-import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from running import ROOT, rows_of, run
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "benchmarks"
 RESULTS = ROOT / "results" / "benchmarks" / "local_vi.csv"
 METHODS = {
@@ -27,14 +22,8 @@ METHODS = {
 }
 
 
-def run(*args):
-    command = [sys.executable, str(FOLDER / "local_vi.py"), "--preset", "smoke", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ, check=False)
-
-
 def check_folder(folder, parts):
-    with (folder / "local_vi.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(folder / "local_vi.csv")
     assert {row["part"] for row in rows} == parts
     keys = [(row["part"], row["method"], row["steps"], row["quantity"]) for row in rows]
     assert len(set(keys)) == len(keys)
@@ -51,15 +40,9 @@ def check_folder(folder, parts):
     return rows
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    """Let the modules beside the script be imported."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-
 @pytest.mark.slow
 def test_a_part_of_the_smoke_preset_writes_table_sidecar_and_figure(tmp_path):
-    done = run("--parts", "encoder-sweep", "gpu", "--out", str(tmp_path))
+    done = run("benchmarks/local_vi.py", "--preset", "smoke", "--parts", "encoder-sweep", "gpu", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "GPU row skipped" in done.stderr
     rows = check_folder(tmp_path, {"encoder sweep", "GPU"})
@@ -71,14 +54,13 @@ def test_a_part_of_the_smoke_preset_writes_table_sidecar_and_figure(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_smoke_preset(tmp_path):
-    done = run("--out", str(tmp_path))
+    done = run("benchmarks/local_vi.py", "--preset", "smoke", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = check_folder(tmp_path, {"start-up", "rate", "tolerance", "published", "encoder sweep", "GPU"})
     assert {row["method"] for row in rows if row["quantity"] == "gap to the best, nats"} > METHODS | {"start"}
     assert {row["method"] for row in rows if row["quantity"] == "rate over plain Adam's"} >= METHODS
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no results of the benchmark are committed yet")
 def test_committed_results_answer_every_goal():
     rows = check_folder(RESULTS.parent, {"start-up", "rate", "tolerance", "published", "encoder sweep", "GPU"})
     goals = [row for row in rows if row["low"] or row["high"]]

@@ -1,43 +1,24 @@
 """The comparison of remedies as a user runs it: the smoke preset, a second run, its figure, and wrong calls."""
 
-import csv
 import importlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "remedies.py"
-
-
-def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *args]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=os.environ | environment, check=False
-    )
+from running import ROOT, rows_of, run
 
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
     out = tmp_path_factory.mktemp("remedies")
-    done = run("--preset", "smoke", "--out", str(out))
+    done = run("remedies.py", "--preset", "smoke", "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out
 
 
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "table.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_table_splits_every_gap_and_pairs_it_with_the_baseline(comparison):
-    rows = rows_of(comparison)
+    rows = rows_of(comparison / "table.csv")
     # Baseline, wide, six numbers of refinement steps and local VI, each on two splits.
     assert len(rows) == 2 * 9
     gaps = {(r["remedy"], r["steps"], r["split"]): float(r["inference_gap"]) for r in rows}
@@ -53,7 +34,7 @@ def test_table_splits_every_gap_and_pairs_it_with_the_baseline(comparison):
 
 def test_second_run_computes_nothing_and_sidecar_says_how(comparison):
     before = {path.name: path.read_bytes() for path in comparison.iterdir() if path.suffix in (".csv", ".png")}
-    again = run("--preset", "smoke", "--out", str(comparison))
+    again = run("remedies.py", "--preset", "smoke", "--out", str(comparison))
     assert again.returncode == 0, again.stderr
     assert "0 to compute" in again.stderr
     after = {path.name: path.read_bytes() for path in comparison.iterdir() if path.suffix in (".csv", ".png")}
@@ -64,7 +45,6 @@ def test_second_run_computes_nothing_and_sidecar_says_how(comparison):
 
 
 def test_front_holds_what_nothing_beats(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     from studies.remedies.figure import front
 
     def row(name, gap, parameters=1, training=1, at_test=0):
@@ -78,7 +58,6 @@ def test_front_holds_what_nothing_beats(monkeypatch):
 
 
 def test_figure_shows_what_the_table_says(comparison, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     from studies.remedies import figure as remedies_figure
     from studies.remedies.study import SCHEMA
 
@@ -96,11 +75,17 @@ def test_figure_shows_what_the_table_says(comparison, monkeypatch):
 
 def test_wrong_calls_are_refused_with_a_reason(tmp_path):
     missing = run(
-        "--preset", "smoke", "--study.data", "mnist", AMORTGAP_DATA=str(tmp_path), XDG_CACHE_HOME=str(tmp_path)
+        "remedies.py",
+        "--preset",
+        "smoke",
+        "--study.data",
+        "mnist",
+        AMORTGAP_DATA=str(tmp_path),
+        XDG_CACHE_HOME=str(tmp_path),
     )
     assert missing.returncode == 2
     assert "mnist is not on this machine" in missing.stderr and "make data" in missing.stderr
-    unknown = run("--preset", "smoke", "--remedies", "magic")
+    unknown = run("remedies.py", "--preset", "smoke", "--remedies", "magic")
     assert unknown.returncode == 2
     assert "remedies must be among baseline" in unknown.stderr and "magic" in unknown.stderr
 

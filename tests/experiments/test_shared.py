@@ -13,12 +13,6 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    """Let the modules beside the scripts be imported."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
-
-
 def test_a_thing_is_made_once_however_many_threads_ask():
     from studies.shared import Kept
 

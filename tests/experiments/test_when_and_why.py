@@ -1,38 +1,16 @@
 """The experiment on when and why amortized VI reaches factorized VI: its data, its exact parts, its claims, its run."""
 
-import csv
 import importlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from running import ROOT, rows_of, run
 
 import amortgap as ag
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "when_and_why.py"
 RESULTS = ROOT / "results" / "when_and_why" / "table.csv"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    """Let the modules beside the script be imported."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-
-
-def run(*args):
-    command = [sys.executable, str(SCRIPT), "--preset", "smoke", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ, check=False)
-
-
-def rows_in(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_cells_on_images_name_their_data_and_no_others_do(monkeypatch):
@@ -65,9 +43,9 @@ def test_published_data_are_drawn_again_bit_by_bit():
 
 def test_counter_examples_and_published_loss():
     from studies.when_and_why.exact import counter_examples
-    from studies.when_and_why.study import Study, at_most, published_loss, row
+    from studies.when_and_why.study import at_most, published_loss, row
 
-    rows = counter_examples(Study())
+    rows = counter_examples()
     assert len(rows) == 8 and all(found["met"] for found in rows)
     assert published_loss(-10.0, 1) == 10 and published_loss(-10.0, 3) == pytest.approx(10 - np.log(2 * np.pi))
     assert row("p", "m", "q", 1.0, target=1.1, tolerance=0.2)["met"] is True
@@ -78,9 +56,8 @@ def test_counter_examples_and_published_loss():
 @pytest.mark.slow
 def test_saw_series_reaches_its_exact_values(x64):
     from studies.when_and_why.saw import saw_exact
-    from studies.when_and_why.study import Study
 
-    rows = saw_exact(Study())
+    rows = saw_exact()
     assert len(rows) == 10
     assert all(found["met"] for found in rows), [found for found in rows if not found["met"]]
 
@@ -127,31 +104,32 @@ def test_figures_show_gaps_dead_seeds_and_paths():
 
 @pytest.mark.slow
 def test_smoke_preset_writes_tables_figures_and_claims(tmp_path):
-    done = run("--out", str(tmp_path))
+    done = run("when_and_why.py", "--preset", "smoke", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    rows = rows_in(tmp_path / "table.csv")
+    rows = rows_of(tmp_path / "table.csv")
     parts = {row["part"] for row in rows}
     trained = {"nonlinear", "nonlinear, normalised", "saw, 1 input", "saw, 2 inputs", "image"}
     assert parts == trained | {"linear", "saw", "hmm", "regression"}
     assert all(row["met"] == "True" for row in rows if row["part"] in ("linear", "hmm") and row["met"])
-    claims = rows_in(tmp_path / "claims.csv")
-    assert len(claims) == 19 and "not resolved" not in {claim["verdict"] for claim in claims}
+    claims = rows_of(tmp_path / "claims.csv")
+    assert len(claims) == 19 and "its part was not run" not in {claim["evidence"] for claim in claims}
     names = {"table.csv", "claims.csv", "when_and_why.pdf", "when_and_why.png", "paths.pdf", "paths.png"}
     assert set(json.loads((tmp_path / "table.json").read_text())["files"]) == names
-    again = run("--out", str(tmp_path))
+    again = run("when_and_why.py", "--preset", "smoke", "--out", str(tmp_path))
     assert again.returncode == 0 and "0 to compute" in again.stderr
 
 
 @pytest.mark.slow
 def test_a_part_alone_runs_and_an_unknown_one_is_refused(tmp_path):
-    done = run("--parts", "hmm", "--study.half-windows", "0", "--out", str(tmp_path))
+    done = run(
+        "when_and_why.py", "--preset", "smoke", "--parts", "hmm", "--study.half-windows", "0", "--out", str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
-    assert {row["part"] for row in rows_in(tmp_path / "table.csv")} == {"hmm"}
-    unknown = run("--parts", "magic", "--out", str(tmp_path))
+    assert {row["part"] for row in rows_of(tmp_path / "table.csv")} == {"hmm"}
+    unknown = run("when_and_why.py", "--preset", "smoke", "--parts", "magic", "--out", str(tmp_path))
     assert unknown.returncode == 2 and "magic" in unknown.stderr
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no results of the experiment are committed yet")
 def test_committed_results_meet_every_exact_target():
-    rows = [row for row in rows_in(RESULTS) if row["target"]]
+    rows = [row for row in rows_of(RESULTS) if row["target"]]
     assert len(rows) > 20 and all(row["met"] == "True" for row in rows)

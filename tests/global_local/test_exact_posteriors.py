@@ -69,7 +69,7 @@ def test_posterior_is_the_one_of_the_log_joint(case, key, x64):
 
 def test_evidence_of_the_regression_is_that_of_the_log_joint_and_of_the_observations(key, x64):
     model, xs = regression(key)
-    assert model.log_evidence(xs) == pytest.approx(dense(model, xs)[2], abs=1e-9)
+    assert model.log_evidence_of_data(xs) == pytest.approx(dense(model, xs)[2], abs=1e-9)
     features, responses = jax.random.normal(key, (2, 3, 2)), jax.random.normal(key, (2, 3))
     groups = group_statistics(features, responses)
     flat = np.asarray(features).reshape(6, 2)
@@ -77,7 +77,7 @@ def test_evidence_of_the_regression_is_that_of_the_log_joint_and_of_the_observat
     covariance = flat @ flat.T * (1 + same) + 0.5 * np.eye(6)
     y = np.asarray(responses).ravel()
     value = -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2 * np.pi * covariance)[1])
-    assert model.log_evidence(groups) == pytest.approx(value, abs=1e-9)
+    assert model.log_evidence_of_data(groups) == pytest.approx(value, abs=1e-9)
     with pytest.raises(ValueError, match=r"features must be \[N, n, d\]"):
         group_statistics(features, responses[:, :2])
 

@@ -88,7 +88,7 @@ def test_adam_on_minibatches_finds_the_optimum_of_a_branch_and_vmap_is_a_loop(ke
     assert alone.trace.step.tolist() == [200, 400] and alone.trace.data_visits.tolist() == [600, 1200]
     assert float(alone.trace.seconds.min()) > 0
     # The dense posterior is in the branch family, so the optimum is the evidence; the last rate leaves some noise.
-    short = model.log_evidence(xs) - np.asarray(stacked.elbo)
+    short = model.log_evidence_of_data(xs) - np.asarray(stacked.elbo)
     assert (short > -1e-3).all() and (short < 0.1).all()
 
 
@@ -159,8 +159,9 @@ def test_rules_that_cannot_serve_are_refused(key):
         global_local_vi(
             key, xs, factors=constant_factors(family), local_expectation=Expectation("quadrature", 4), **given
         )
+    wide = ag.models.from_log_joint(lambda z, x: -jnp.sum(z**2), latent_dim=4)
     with pytest.raises(ValueError, match="at most 3 dimensions"):
-        ag.quadrature_elbo(family.standard(), jnp.ones(1), model=model, family=family)
+        ag.quadrature_elbo(family.standard(), jnp.ones(1), model=wide, family=family)
     linear_model, data = linear(key)
     with pytest.raises(ValueError, match=r"rows.shape\[0\] must be a whole number, between 1 and 8"):
         whole_elbo(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
+from amortgap.inference import adam as by_adam
 from amortgap.inference import curvature, local, one_datum
 
 RNG = np.random.default_rng(0)
@@ -122,9 +123,9 @@ def test_adam_warms_up_in_the_first_run_only(monkeypatch, key):
 
     def adam(key, objective, phi, *, num_steps, rate):
         rates.append(rate)
-        return phi
+        return phi, num_steps
 
-    monkeypatch.setattr(one_datum, "_adam", adam)
+    monkeypatch.setattr(by_adam, "adam", adam)
     settings = one_datum.settings_for(
         PAIR, method="adam", num_steps=4, warmup_steps=2, num_samples=4, tolerance=0.1, max_reruns=1, has_init=False
     )
@@ -179,13 +180,13 @@ def test_climbing_choosing_and_judging_have_noise_of_their_own(monkeypatch, key)
 
 
 def test_adam_is_judged_on_draws_that_did_not_choose_its_stage(monkeypatch, key):
-    keys, original = [], one_datum.elbo_draws
+    keys, original = [], by_adam.elbo_draws
 
     def watched(draw_key, *rest, **options):
         keys.append(draw_key)
         return original(draw_key, *rest, **options)
 
-    monkeypatch.setattr(one_datum, "elbo_draws", watched)
+    monkeypatch.setattr(by_adam, "elbo_draws", watched)
     settings = one_datum.settings_for(
         PAIR, method="adam", num_steps=2, warmup_steps=0, num_samples=4, tolerance=0.1, max_reruns=0, has_init=False
     )
@@ -213,6 +214,29 @@ def test_a_flat_density_is_reported_as_not_converged(key):
     fit = ag.fit_local(key, SHIFTS[:2], model=model, family=PAIR, num_samples=16, max_reruns=1)
     assert np.isfinite(fit.phi).all()
     assert not fit.converged.any()  # the ELBO has no maximum
+
+
+def test_adam_that_never_saw_a_gradient_is_not_converged(key):
+    """The branch that is not taken has a finite value and no gradient; standing still is not having arrived."""
+    model = ag.models.from_log_joint(
+        lambda z, x: -0.5 * jnp.sum((z - 1) ** 2) + jnp.where(x[0] > 0, z[0] * jnp.log(x[0]), 0.0), 2
+    )
+    xs = jnp.array([[0.0], [1.0]])
+    settings = {"method": "adam", "num_steps": 300, "num_samples": 16, "max_reruns": 0, "tolerance": 0.1}
+    fit = ag.fit_local(key, xs, model=model, family=ag.families.LowRankNormal(2, 1), **settings)
+    assert np.isfinite(fit.elbo).all()
+    assert fit.converged.tolist() == [False, True] and jnp.isinf(fit.suboptimality[0])
+
+
+def test_a_family_whose_weights_are_traced_is_fitted_inside_jit(key):
+    flow = ag.families.CouplingFlow(2, 1, 2)
+    weights = jnp.full(flow.size - flow.head.size, 0.01)
+    settings = {"model": SMALL, "num_steps": 4, "num_samples": 4, "max_reruns": 0}
+
+    def fit(weights):
+        return ag.fit_local(key, SHIFTS[:2], family=ag.families.FixedWeights(flow, weights), **settings).phi
+
+    np.testing.assert_allclose(jax.jit(fit)(weights), fit(weights), rtol=1e-4, atol=1e-5)
 
 
 def test_a_likelihood_without_the_latent_leaves_the_prior(key):

@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from exact_fa import CONSTANT, FA, FAMILY, KEY, SETTINGS, XS, affine_encoder, exact_gap
@@ -107,14 +107,18 @@ def test_a_datum_whose_inner_steps_fail_trains_on_its_own_elbo():
     assert np.all(fit.encoder.phi[:2] > 0.05)
 
 
-def test_gradient_through_refinement_is_that_of_finite_differences(x64):
+@pytest.mark.parametrize("num_samples", [0, 2, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "natural"])
+def test_gradient_through_refinement_is_that_of_finite_differences(x64, num_samples, optimizer):
+    """By draws too: an estimator that stops gradients would lose a term of every step's own derivative."""
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), FA)
     x, start = XS[0].astype(jnp.float64), jnp.array([0.3, -0.2, 0.1, -0.4])
 
     def refined(start):
         phi = I.refine(
-            KEY, start, x, model=model, family=FAMILY, num_steps=3, num_samples=0, learning_rate=0.1, optimizer="sgd"
-        ).phi
+            KEY, start, x, model=model, family=FAMILY, num_steps=3, num_samples=num_samples, learning_rate=0.1,
+            optimizer=optimizer,
+        ).phi  # fmt: skip
         return ag.cubature_elbo(phi, x, model=model, family=FAMILY)
 
     gradient = jax.grad(refined)(start)
@@ -237,14 +241,6 @@ def test_aggressive_training_moves_the_decoder_only_at_every_last_inner_step():
     assert np.abs(three.encoder.phi).max() > 0
 
 
-@pytest.fixture
-def as_users_call():
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
-
 def semi(**changed):
     settings = {"model": FA, "family": FAMILY, "encoder": CONSTANT, "refine_steps": 1, "num_steps": 2}
     return I.semi_amortized_vi(KEY, XS, **{**settings, **changed})
@@ -269,6 +265,13 @@ BAD = [
         lambda: ag.gaps.conditioning_gap(jnp.eye(2), jnp.eye(3), jnp.ones((2, 1)), jnp.eye(1)),
         "precision, mean_covariance",
     ),
+    (lambda: I.iwae_objective(model=FA, family=ag.families.Categorical(2), num_samples=2), "carry no gradient"),
+    *[(lambda o=o: o(model=FA, family=ag.families.FullRankNormal(2))(KEY, CONSTANT, XS[0]),
+       r"phi must have shape \(5,\)") for o in (partial(I.iwae_objective, num_samples=2), I.sleep_objective)],
+    (lambda: I.train_encoder(KEY, XS, encoder=lambda x: jnp.zeros(4), objective=I.elbo_objective(**SETTINGS)),
+     "encoder must hold weights to train"),
+    (lambda: I.recursive_mixture(KEY, XS, model=FA, latent_dim=2, make_encoder=lambda key, head: lambda x: jnp.zeros(5),
+                                 num_components=1), "encoder must hold weights to train"),
     (lambda: I.local_vi_from_starts(KEY, XS[0], **SETTINGS, num_starts=0), "num_starts must be"),
 ]  # fmt: skip
 

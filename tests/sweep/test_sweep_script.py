@@ -93,6 +93,14 @@ def test_a_run_with_nothing_to_compute_renews_hashes_and_nothing_else(tmp_path):
     assert after == before and finished.exit_status == 0
 
 
+def test_the_sidecar_of_fewer_cells_of_the_same_records_describes_these(tmp_path):
+    study(tmp_path, 1, 2)
+    finished = study(tmp_path, 2)
+    said = sidecar(tmp_path)
+    assert len(finished.rows) == 1 and said["config"]["widths"] == [2] and said["sum"] == 1.0
+    assert said["cells"]["computed"] == 0 and said["cells"]["skipped"] == 1
+
+
 def test_a_resumed_run_states_the_cost_of_the_whole_table(tmp_path):
     study(tmp_path, 1, 2)
     for path in (tmp_path / "cells").glob("*.json"):
@@ -111,7 +119,7 @@ def test_a_wrong_configuration_a_dry_run_and_a_failed_cell(tmp_path, capsys):
     assert ended.value.code == 2 and "error: widths must be positive, got (0,)" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         study(tmp_path / "dry", 1, dry_run=True)
-    assert ended.value.code == 0 and not (tmp_path / "dry" / "table.json").exists()
+    assert ended.value.code == 0 and not (tmp_path / "dry").exists()
 
     def fails_at_two(config):
         if config.width == 2:

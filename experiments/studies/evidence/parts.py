@@ -35,12 +35,13 @@ class Case(NamedTuple):
 def make_case(study: Study, name: str, model: Any, temperatures: int) -> Case:
     """Simulate data, fit local optima and an affine encoder, and compute the exact evidence."""
     key_data, key_fit, key_encoder = jax.random.split(jax.random.key(study.seed + 1), 3)
+    key_training = jax.random.fold_in(key_encoder, 1)
     latents, xs = simulate(key_data, model=model, num_data=study.num_data)
     # Mean field, so that correlated and non-normal posteriors leave something to correct.
     family = ag.families.MeanFieldNormal(model.latent_dim)
     local = ag.fit_local(key_fit, xs, model=model, family=family).phi
     encoder = ag.encoders.linear(key_encoder, xs.shape[1], family, rank=model.latent_dim, standardize=xs)
-    amortized = ag.amortized_vi(key_encoder, xs, model=model, family=family, encoder=encoder, num_steps=1000)
+    amortized = ag.amortized_vi(key_training, xs, model=model, family=family, encoder=encoder, num_steps=1000)
     exact = jax.vmap(model.log_evidence)(xs) if hasattr(model, "log_evidence") else grid_evidence(model, xs)
     count = max(int(temperatures * study.temperature_factor), 3)
     return Case(name, model, family, count, latents, xs, exact, local, jax.vmap(amortized.encoder)(xs))

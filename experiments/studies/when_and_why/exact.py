@@ -47,7 +47,7 @@ def polynomial(xs: Any, degree: int) -> tuple[Any, Any, np.ndarray]:
     return {"datum": xs, "input": jnp.asarray(basis[:, 1:])}, amortized_factors(encoder, NORMAL), features
 
 
-def linear(study: Study, num_data: int) -> Rows:
+def linear(num_data: int) -> Rows:
     """Return approximation KL and amortization gaps of polynomials of degree 0 to 2, measured and exact."""
     model = ag.models.LinearHierarchy(tau=TAU, sigma=SIGMA)
     xs = jnp.asarray(linear_data(0, num_data, TAU, SIGMA))
@@ -79,7 +79,7 @@ def linear(study: Study, num_data: int) -> Rows:
     return rows
 
 
-def counter_examples(study: Study) -> Rows:
+def counter_examples() -> Rows:
     """Return why the published counter-example proves nothing, and examples that do."""
     number = 100
     published = 3 * np.eye(number + 1) - 2 * (np.eye(number + 1, k=1) + np.eye(number + 1, k=-1))
@@ -180,7 +180,7 @@ def regression(study: Study, groups: int) -> Rows:
     d = study.regression_dim
     model = ag.models.HierarchicalRegression(dim=d)
     xs = model.sample(jax.random.key(groups), groups, 20)[2]
-    posterior, evidence = model.posterior(xs), model.log_evidence(xs)
+    posterior, evidence = model.posterior(xs), model.log_evidence_of_data(xs)
     where = {"part": "regression", "num_data": groups}
     what = "gap to the evidence, nats"
     full, diagonal = ag.families.FullRankNormal(d), ag.families.MeanFieldNormal(d)

@@ -30,7 +30,7 @@ def saw_known() -> Known:
     return Known(float(best), float(best), float(shared), (0.0, 0.0))
 
 
-def saw_exact(study: Study) -> Rows:
+def saw_exact() -> Rows:
     """Return the optima of the saw series as published losses, and the gaps of encoders linear in fixed features."""
     (model, xs), known = _saw(), saw_known()
     where = {"part": "saw", "num_data": len(xs)}

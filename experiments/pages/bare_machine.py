@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from readme_tables import Tables, minutes, ran
+from pages.tables import Tables, minutes, ran
 
 
 def bare_machine(tables: Tables) -> Iterator[str]:

@@ -1,11 +1,11 @@
-"""Sentences of README and docs that the tables of the larger studies imply: remedies, and two papers measured again."""
+"""Sentences that the tables of the larger studies imply: remedies, and the two papers measured again."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from readme_tables import Row, Tables, interval, plus, ran
+from pages.tables import Row, Tables, interval, plus, ran
 
 # Half the width of a 95 % interval is so many standard errors.
 QUANTILE = 1.959964
@@ -131,8 +131,9 @@ def cremer_claims(tables: Tables) -> Iterator[str]:
     """Yield the verdicts with their intervals, and the gaps they are about."""
     rows = {row["claim"]: row for row in tables.rows("cremer2018/claims.csv")}
     count = verdicts(tables)
-    yield f"{len(rows)} verdicts with intervals"
-    yield f"Of {len(rows)} claims tested on the models of Cremer et al. (2018), {count['holds']} hold"
+    yield f"`claims.csv` six claims as {len(rows)} tests with intervals"
+    assert len({claim.split(".")[0] for claim in rows}) == 6
+    yield f"Of {len(rows)} tests of six claims of Cremer et al. (2018), {count['holds']} hold"
     yield f"{count['does not hold']} do not and {count['not resolved']} is not resolved"
     yield f"What holds: {count['holds']} of {len(rows)}"
     yield f"What does not hold here: {count['does not hold']} of {len(rows)}"
@@ -173,19 +174,22 @@ def cremer_claims(tables: Tables) -> Iterator[str]:
 def estimators(tables: Tables) -> Iterator[str]:
     """Yield what the original estimators got wrong."""
 
-    def value(quantity: str, experiment: str = "estimators", data: str = "mnist", places: int = 3) -> str:
+    def value(
+        quantity: str, experiment: str = "estimators", data: str = "mnist", places: int = 3, sign: int = 1
+    ) -> str:
         where = {"experiment": experiment, "data": data, "quantity": quantity}
         row = tables.row("cremer2018/table.csv", **where)
-        return plus(abs(float(row["mean"])), float(row["standard_error"]), places)
+        # The sentences say which is below which; of another sign they would have to be others.
+        return plus(sign * float(row["mean"]), float(row["standard_error"]), places)
 
     yield f"ends {value('certified - adam-1e-3')} below the certified optimum"
     yield f"and {value('certified - first copy')} with one"
     yield f"one draw each, is {value('certified - independent-copies', places=2)} below"
     yield f"what it may miss, {value('certified: what it may miss')} here"
-    short = [value("IWAE - lower", "simulated-data", data, 1) for data in NAMES]
+    short = [value("IWAE - lower", "simulated-data", data, 1, sign=-1) for data in NAMES]
     yield f"500 importance draws from the encoder are {short[0]} (MNIST) and {short[1]} nats (Fashion-MNIST) below"
-    (apart,) = {value("upper - lower", "simulated-data", data, 1) for data in NAMES}
-    yield f"whose own two bounds are {apart} nats apart on both"
+    apart = [value("upper - lower", "simulated-data", data, 1) for data in NAMES]
+    yield f"whose own two bounds are {apart[0]} and {apart[1]} nats apart"
 
 
 def when_and_why(tables: Tables) -> Iterator[str]:
@@ -194,7 +198,7 @@ def when_and_why(tables: Tables) -> Iterator[str]:
     claims = tables.rows("when_and_why/claims.csv")
     yield ran(tables, "when_and_why/table.json")
     yield f"{tables.met(path)} targets met"
-    yield f"`claims.csv` holds {len(claims)} claims of the paper and slips in it"
+    yield f"`claims.csv` holds {len(claims)} claims and errata"
 
     def numbers(start: str, pattern: str) -> tuple[str, ...]:
         """Return the numbers in the evidence of the only claim that starts so."""
@@ -205,9 +209,12 @@ def when_and_why(tables: Tables) -> Iterator[str]:
         return found.groups()
 
     noise, published = numbers("trained encoders reach", r"leaves F-VI (\S+) nats .*published: ([\d.]+)\)")
-    yield f"leaves {noise} nats (published value: {published})"
-    yield f"{noise} nats off the certified one"
-    yield f"lies {numbers('descent from the prior', r'lies ([0-9.]+) nats')[0]} nats below the best one"
+    where = {"method": "F-VI, published", "part": "nonlinear"}
+    spread = tables.value(path, quantity="stationary noise of all data, standard deviation in time", **where)
+    yield f"leaves {noise} nats (every 20th datum, scaled up; standard deviation in time {spread:.1f}; published"
+    yield f"published value: {published})"
+    yield f"it stays {noise} nats off it (every 20th datum, scaled up)"
+    yield f"lies {numbers('descent from the prior', r'loss ([0-9.]+) nats')[0]} nats below the best one"
     where = {"part": "nonlinear", "method": "A-VI, default", "quantity": "median gap, nats"}
     gaps = [tables.value(path, size=size, **where) for size in (1, 2, 4, 8, 16, 32)]
     *first, last = (f"{gap:.{places}f}" for gap, places in zip(gaps, (0, 0, 1, 1, 2, 2), strict=True))
