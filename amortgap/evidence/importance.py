@@ -42,7 +42,7 @@ def importance(
       x: one datum.
       model: record with `log_joint(z, x)`; also `log_prior(z)` and `sample(key)` if `defensive` is positive.
       family, phi: the proposal q, such as a local optimum or an encoder's output.
-      num_samples: K, at least two, without which there is no standard error.
+      num_samples: K.
       block_size: draws in memory at a time.
       defensive: a, the share of the prior in the proposal, in [0, 1).
 
@@ -61,7 +61,7 @@ def importance(
     check_key(key)
     x = check_datum(x, model)
     check_sizes(model, family)
-    check_count("num_samples", num_samples, minimum=2)
+    check_count("num_samples", num_samples)
     check_count("block_size", block_size)
     check_phi(phi, family)
     if not isinstance(defensive, (int, float)) or not 0 <= defensive < 1:

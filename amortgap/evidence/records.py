@@ -17,8 +17,8 @@ class Evidence:
 
     Attributes:
       log_evidence: the estimate, in nats; -inf where every weight was zero.
-      standard_error: its error: Monte Carlo, zero if exact, infinite where every weight was zero; for quadrature the
-        change against the next coarser rule.
+      standard_error: its error: Monte Carlo, zero if exact, infinite where every weight was zero or there is but one;
+        for quadrature the change against the next coarser rule.
       effective_sample_size: of the weights (infinite where there are none).
       pareto_k: shape of the upper tail of the weights; above 0.7 the estimate and its error are unreliable. -inf
         where the weights have no tail (exact, constant weights), NaN with fewer than 25 draws.
@@ -59,12 +59,16 @@ class Sandwich:
 
 
 def log_mean_error(effective: Float[Array, ""], count: float) -> Float[Array, ""]:
-    """Return the standard error of the log of a mean weight by the delta method, infinite if every weight is zero.
+    """Return the standard error of the log of a mean weight by the delta method, infinite if it cannot be known.
+
+    That is so for a single weight and where every weight is zero.
 
     Formula: `sd(w) / (sqrt(K) mean(w)) = sqrt(1/ESS - 1/K)` with `ESS = (sum w)^2 / sum w^2`, the variance taken
     with K - 1 in its denominator.
     """
-    relative = jnp.maximum(count / jnp.maximum(effective, 1e-30) - 1, 0.0) / max(count - 1, 1)
+    if count < 2:
+        return jnp.full_like(effective, jnp.inf)
+    relative = jnp.maximum(count / jnp.maximum(effective, 1e-30) - 1, 0.0) / (count - 1)
     return jnp.where(effective > 0, jnp.sqrt(relative), jnp.inf)
 
 

@@ -16,29 +16,23 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer.util import compute_log_probs
-from numpyro.primitives import Messenger
 
-# Values of all discrete local latents together that are summed over, at most.
-_MOST_VALUES = 1000
+from amortgap.models.numpyro_plan import (
+    BROKEN,
+    Plan,
+    arguments_of,
+    check_globals,
+    frame_of,
+    local_sites,
+    members,
+    plate_size_of,
+    rows_of,
+    shapes,
+    static_of,
+    valued,
+)
+
 _UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
-# What a model raises whose arguments do not fit each other.
-_BROKEN = (TypeError, ValueError, IndexError, AssertionError)
-
-
-class _Site(NamedTuple):
-    """A local latent: its name, its unconstrained shape with the plate's axis, and where that axis lies."""
-
-    name: str
-    shape: tuple[int, ...]
-    axis: int
-
-
-class _Discrete(NamedTuple):
-    """A discrete local latent: its name, the number of its values, and where the plate's axis lies."""
-
-    name: str
-    values: int
-    axis: int
 
 
 class _Density(NamedTuple):
@@ -47,21 +41,6 @@ class _Density(NamedTuple):
     total: Array
     constrained: Array
     values: dict[str, Array]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What does not change between data: the model, its plate, its sites and how rows become arguments."""
-
-    np_model: Callable[..., Any]
-    plate: str
-    sites: tuple[_Site, ...]
-    discrete: tuple[_Discrete, ...]
-    rows: tuple[tuple[str, int, str], ...]
-    """Name, axis of the data and dtype of every argument that has one row a datum."""
-    static: tuple[tuple[str, Any], ...]
-    """Arguments that are no arrays, such as sizes and flags."""
-    plate_size: int
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +64,7 @@ class NumpyroModel:
     constants: dict[str, Any]
     given: dict[str, Any]
     latent_dim: int = field(metadata={"static": True})
-    plan: _Plan = field(metadata={"static": True})
+    plan: Plan = field(metadata={"static": True})
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -127,8 +106,8 @@ class NumpyroModel:
 
     def trace(self, fn: Callable[..., Any], values: Mapping[str, Any], x: Mapping[str, Any]) -> dict[str, Any]:
         """Return NumPyro's trace of this model or of a guide, run on one datum with values of its parameters."""
-        one = _members(fn, {**self.given, **values}, self.plan.plate, 1)
-        return handlers.trace(one).get_trace(**_arguments(self.plan, x, self.constants))
+        one = members(fn, {**self.given, **values}, self.plan.plate, 1)
+        return handlers.trace(one).get_trace(**arguments_of(self.plan, x, self.constants))
 
     def _log_density(self, z: Array, x: Mapping[str, Any], choice: dict[str, Array]) -> _Density:
         plan = self.plan
@@ -153,10 +132,10 @@ class NumpyroModel:
             jacobians.append(jnp.sum(transform.log_abs_det_jacobian(free, values[name])))
             return values[name]
 
-        one = _members(plan.np_model, self.given, plan.plate, 1)
+        one = members(plan.np_model, self.given, plan.plate, 1)
         wrapped = handlers.substitute(one, substitute_fn=place)
-        log_probs, trace = compute_log_probs(wrapped, (), _arguments(plan, x, self.constants), {})
-        inside = [log_probs[name] for name in log_probs if _frame(trace[name], plan.plate) is not None]
+        log_probs, trace = compute_log_probs(wrapped, (), arguments_of(plan, x, self.constants), {})
+        inside = [log_probs[name] for name in log_probs if frame_of(trace[name], plan.plate) is not None]
         density = jnp.asarray(sum(inside))
         return _Density(density + sum(jacobians), density, values)
 
@@ -200,24 +179,24 @@ def from_numpyro(
     """
     given = jax.tree.map(jnp.asarray, dict(condition or {}))
     try:
-        trace = handlers.trace(_valued(np_model, given)).get_trace(**data)
-    except _BROKEN as error:
-        raise ValueError(f"the model cannot be run on data {_shapes(data)}: {error}") from error
-    size = _plate_size(trace, local_plate)
-    _check_globals(trace, local_plate, given)
-    rows = _rows_of(data, size, axes or {}, local_plate)
+        trace = handlers.trace(valued(np_model, given)).get_trace(**data)
+    except BROKEN as error:
+        raise ValueError(f"the model cannot be run on data {shapes(data)}: {error}") from error
+    size = plate_size_of(trace, local_plate)
+    check_globals(trace, local_plate, given)
+    rows = rows_of(data, size, axes or {}, local_plate)
     if not rows:
         raise ValueError(
             f"no argument has {size} entries along its data axis, one for each member of plate {local_plate!r}: data "
-            f"hold {_shapes(data)}; name the axis in `axes` if it is not the first"
+            f"hold {shapes(data)}; name the axis in `axes` if it is not the first"
         )
     named = {name for name, _, _ in rows}
     xs = {name: jnp.moveaxis(jnp.asarray(data[name]), axis, 0) for name, axis, _ in rows}
     rest = {name: value for name, value in data.items() if name not in named}
     constants = {name: value for name, value in rest.items() if hasattr(value, "shape")}
-    draft = _Plan(np_model, local_plate, (), (), rows, _static(rest), size)
+    draft = Plan(np_model, local_plate, (), (), rows, static_of(rest), size)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
-    sites, discrete = _local_sites(draft, given, first, constants)
+    sites, discrete = local_sites(draft, given, first, constants)
     plan = dataclasses.replace(draft, sites=sites, discrete=discrete)
     latent_dim = sum(math.prod(site.shape) for site in sites)
     model = NumpyroModel(data=xs, constants=constants, given=given, latent_dim=latent_dim, plan=plan)
@@ -225,142 +204,9 @@ def from_numpyro(
     return model
 
 
-class _Members(Messenger):
-    """Let a plate have its first members alone, and take back the scale that a part of a plate has on it."""
-
-    def __init__(self, fn: Callable[..., Any], plate: str, count: int) -> None:
-        super().__init__(fn)
-        self._plate, self._count, self._declared = plate, count, count
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "plate" and msg["name"] == self._plate:
-            self._declared = msg["args"][0]
-            msg["args"] = (self._declared, None)
-            msg["value"] = jnp.arange(self._count)
-        elif msg["type"] == "sample" and self._declared != self._count and _frame(msg, self._plate) is not None:
-            msg["scale"] = msg["scale"] * (self._count / self._declared)
-
-
-def _valued(np_model: Callable[..., Any], given: Mapping[str, Any]) -> Callable[..., Any]:
-    # The key is for sites without a value, of which there are none where densities are asked for. Parameters of
-    # modules are not sampled, and only `substitute` reaches them.
-    return handlers.substitute(
-        handlers.condition(handlers.seed(np_model, jax.random.key(0)), dict(given)), data=dict(given)
-    )
-
-
-def _members(np_model: Callable[..., Any], given: Mapping[str, Any], plate: str, count: int) -> Callable[..., Any]:
-    return _Members(_valued(np_model, given), plate, count)
-
-
-def _arguments(plan: _Plan, x: Mapping[str, Any], constants: dict[str, Any]) -> dict[str, Any]:
-    # Data reach this as floats; counts and indices become whole numbers again.
-    rows = {name: jnp.expand_dims(jnp.asarray(x[name]).astype(dtype), axis) for name, axis, dtype in plan.rows}
-    return dict(plan.static) | constants | rows
-
-
-def _static(rest: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    found = tuple((name, value) for name, value in rest.items() if not hasattr(value, "shape"))
-    for name, value in found:
-        try:
-            hash(value)
-        except TypeError as error:
-            raise ValueError(
-                f"argument {name} must be an array or a constant such as a size or a flag, got {type(value).__name__}; "
-                "close over it instead"
-            ) from error
-    return found
-
-
 def _along(values: Array, axis: int) -> Array:
     """Return values [N, .., 1, ..] of single members with their members along the plate's axis."""
     return jnp.moveaxis(jnp.squeeze(values, axis), 0, axis)
-
-
-def _frame(site: Any, plate: str) -> Any:
-    return next((frame for frame in site["cond_indep_stack"] if frame.name == plate), None)
-
-
-def _latents(trace: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: site for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
-
-
-def _shapes(data: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {np.shape(value)}" for name, value in data.items())
-
-
-def _plate_size(trace: Mapping[str, Any], plate: str) -> int:
-    sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
-    if plate not in sizes:
-        there = ", ".join(sorted(sizes)) or "none"
-        raise ValueError(
-            f"the model has no plate {plate!r} (its plates: {there}). Without a plate over data, as in a time series "
-            "whose states follow each other, the data do not separate and local VI has no meaning"
-        )
-    return sizes[plate]
-
-
-def _check_globals(trace: Mapping[str, Any], plate: str, given: Mapping[str, Any]) -> None:
-    if unknown := sorted(set(given) - set(trace)):
-        raise ValueError(f"condition names sites that the model lacks: {', '.join(unknown)}")
-    free = [name for name, site in _latents(trace).items() if _frame(site, plate) is None]
-    free += [name for name, site in trace.items() if site["type"] == "param" and name not in given]
-    if free:
-        raise ValueError(
-            f"global latents or parameters without a value: {', '.join(sorted(free))}. Give each in `condition`, such "
-            f"as a posterior draw: only latents in plate {plate!r} belong to one datum"
-        )
-
-
-def _rows_of(
-    data: Mapping[str, Any], size: int, axes: Mapping[str, int], plate: str
-) -> tuple[tuple[str, int, str], ...]:
-    rows = []
-    for name, value in data.items():
-        if not hasattr(value, "shape"):
-            continue
-        axis, shape = axes.get(name, 0), np.shape(value)
-        if len(shape) > axis and shape[axis] == size:
-            rows.append((name, axis, str(jnp.asarray(value).dtype)))
-        elif name in axes:
-            raise ValueError(f"axis {axis} of {name} must have {size} entries as plate {plate!r}, got shape {shape}")
-    return tuple(rows)
-
-
-def _local_sites(
-    plan: _Plan, given: dict[str, Any], x: Mapping[str, Any], constants: dict[str, Any]
-) -> tuple[tuple[_Site, ...], tuple[_Discrete, ...]]:
-    arguments = _arguments(plan, x, constants)
-    try:
-        trace = handlers.trace(_members(plan.np_model, given, plan.plate, 1)).get_trace(**arguments)
-    except _BROKEN as error:
-        raise ValueError(
-            f"the model cannot be run on one member of plate {plan.plate!r}, with {_shapes(arguments)}: {error}"
-        ) from error
-    sites, discrete = [], []
-    for name, site in _latents(trace).items():
-        distribution, frame = site["fn"], _frame(site, plan.plate)
-        if frame is None:
-            continue
-        if distribution.support.is_discrete:
-            if not distribution.has_enumerate_support:
-                kind = type(getattr(distribution, "base_dist", distribution)).__name__
-                raise ValueError(
-                    f"local latent {name!r} is discrete ({kind}) without finite support: sum it "
-                    "out in the model, or put a continuous latent in its place"
-                )
-            discrete.append(_Discrete(name, distribution.enumerate_support(expand=False).shape[0], frame.dim))
-            continue
-        free = biject_to(distribution.support).inverse_shape(np.shape(site["value"]))
-        sites.append(_Site(name, tuple(free), frame.dim - distribution.event_dim))
-    if not sites:
-        raise ValueError(
-            f"plate {plan.plate!r} holds no continuous latents"
-            + (", and discrete ones alone have an exact posterior by enumeration" if discrete else "")
-        )
-    if (values := math.prod(site.values for site in discrete)) > _MOST_VALUES:
-        raise ValueError(f"discrete local latents take {values} values together, more than {_MOST_VALUES}")
-    return tuple(sites), tuple(discrete)
 
 
 def _check_terms(model: NumpyroModel, data: Mapping[str, Any]) -> None:
@@ -379,7 +225,7 @@ def _check_terms(model: NumpyroModel, data: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the log joint is not finite at z = 0 for {bad.size} of {plan.plate_size} data, first {bad[:10].tolist()}"
         )
-    whole = _members(plan.np_model, model.given, plan.plate, plan.plate_size)
+    whole = members(plan.np_model, model.given, plan.plate, plan.plate_size)
     choice = {site.name: jnp.asarray(0) for site in plan.discrete}
 
     def both(key: jax.Array) -> tuple[float, float]:
@@ -389,8 +235,8 @@ def _check_terms(model: NumpyroModel, data: Mapping[str, Any]) -> None:
         values = {site.name: _along(each.values[site.name], site.axis) for site in (*plan.sites, *plan.discrete)}
         try:
             log_probs, _ = compute_log_probs(handlers.substitute(whole, values), (), dict(data), {})
-        except _BROKEN as error:
-            raise ValueError(f"the model cannot be run on data {_shapes(data)}: {error}") from error
+        except BROKEN as error:
+            raise ValueError(f"the model cannot be run on data {shapes(data)}: {error}") from error
         return float(jnp.sum(each.constrained)), float(sum(log_probs[name] for name in log_probs))
 
     (first, all_first), (second, all_second) = both(jax.random.key(1)), both(jax.random.key(2))

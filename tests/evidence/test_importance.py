@@ -197,8 +197,7 @@ def test_some_weights_may_be_zero(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_samples": 0}, "num_samples must be a whole number, at least 2, got 0"),
-        ({"num_samples": 1}, "num_samples must be a whole number, at least 2, got 1"),
+        ({"num_samples": 0}, "num_samples must be a whole number, at least 1, got 0"),
         ({"defensive": 1.0}, r"defensive must be a number in \[0, 1\), got 1.0"),
         ({"phi": jnp.zeros(3)}, r"phi must have shape \(4,\)"),
         ({"temperatures": [0, 1]}, "'importance' does not take temperatures"),
@@ -211,6 +210,13 @@ def test_bad_input_is_refused_by_name(factor_analysis, key, change, message):
     good = {"method": "importance", "family": family, "phi": jnp.zeros(4)}
     with pytest.raises(ValueError, match=message):
         ag.log_evidence(key, jnp.zeros(3), model=factor_analysis, **(good | change))
+
+
+def test_one_draw_is_the_elbo_and_knows_no_error(factor_analysis, optima, simulated, key):
+    found = importance(
+        key, simulated.xs[0], model=factor_analysis, family=ag.families.MeanFieldNormal(2), phi=optima[0], num_samples=1
+    )
+    assert jnp.isfinite(found.log_evidence) and jnp.isposinf(found.standard_error)
 
 
 def test_defensive_mixture_needs_a_prior(key):
