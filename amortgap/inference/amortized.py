@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from amortgap._checks import (
     check_choice,
@@ -33,8 +33,8 @@ from amortgap.inference.full_batch import FullBatch, train_full_batch
 from amortgap.inference.layout import Layout, mean_over_rows
 from amortgap.inference.minibatches import minibatches
 from amortgap.inference.schedules import warmup_cosine
-from amortgap.inference.shared_weights import without_copies
-from amortgap.objectives import ESTIMATORS, elbo
+from amortgap.inference.shared_weights import encoder_elbo
+from amortgap.objectives import ESTIMATORS
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ def _round(
     # The second cycle starts from trained weights; a full rate would only throw them back.
     peak = jnp.where(index < settings.rounds_per_cycle, learning_rate, learning_rate / 3)
     adam = optax.scale_by_adam()
-    evaluate = partial(_bound, family=family, num_samples=settings.eval_samples, estimator="total")
+    evaluate = partial(encoder_elbo, family=family, num_samples=settings.eval_samples, estimator="total")
 
     def pick(params: Array) -> tuple[Any, Any]:
         trained, here = unravel(params)
@@ -336,13 +336,14 @@ def _round(
             done = (index * steps + number).astype(params.dtype)
             used = Annealed(family, jnp.minimum(1.0, done / settings.entropy_warmup))
         bound = partial(
-            _bound,
+            encoder_elbo,
+            model=here,
             family=used,
             num_samples=settings.num_samples,
             estimator=settings.estimator,
             antithetic=settings.antithetic,
         )
-        return -mean_over_rows(lambda k, x: bound(k, encoder, x, here), (keys, batch), settings.devices)
+        return -mean_over_rows(lambda k, x: bound(k, encoder, x), (keys, batch), settings.devices)
 
     def step(carry: tuple[Array, Any], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Any], Array]:
         params, optimiser = carry
@@ -360,7 +361,7 @@ def _round(
 
     here, encoder = pick(params)
     per_datum = map_sharded(
-        lambda i, x: evaluate(jax.random.fold_in(key_eval, i), encoder, x, here),
+        lambda i, x: evaluate(jax.random.fold_in(key_eval, i), encoder, x, model=here),
         validation,
         chunk_size=500,
         devices=settings.devices,
@@ -376,8 +377,3 @@ def _round(
         step=(index + 1) * steps,
         half_done=half_done,
     )
-
-
-def _bound(key: jax.Array, encoder: Any, x: Any, model: Any, *, family: Any, **settings: Any) -> Float[Array, ""]:
-    encoder, family = without_copies(encoder, family)
-    return elbo(key, encoder(x), x, model=model, family=family, **settings)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from amortgap._checks import check_count, check_phi, check_positive, check_sizes
-from amortgap.objectives import elbo, iw_bound
+from amortgap.inference.shared_weights import encoder_elbo
+from amortgap.objectives import iw_bound
 
 Objective = Callable[[jax.Array, Any, Any], Array]
 
@@ -39,7 +40,7 @@ def elbo_objective(*, model: Any, family: Any, num_samples: int = 1) -> Objectiv
     check_count("num_samples", num_samples)
 
     def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
-        return elbo(key, encoder(x), x, model=model, family=family, num_samples=num_samples)
+        return encoder_elbo(key, encoder, x, model=model, family=family, num_samples=num_samples)
 
     return objective
 
@@ -173,11 +174,12 @@ def denoising_objective(*, model: Any, family: Any, noise_scale: float, num_samp
     Source: Shu et al., "Amortized inference regularization" (2018), section 3.
     """
     check_positive("noise_scale", noise_scale)
-    plain = elbo_objective(model=model, family=family, num_samples=num_samples)
+    check_sizes(model, family)
+    check_count("num_samples", num_samples)
 
     def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
         key_noise, key_draws = jax.random.split(key)
         noisy = x + noise_scale * jax.random.normal(key_noise, jnp.shape(x), jnp.asarray(x).dtype)
-        return plain(key_draws, lambda x: encoder(noisy), x)
+        return encoder_elbo(key_draws, encoder, x, model=model, family=family, seen=noisy, num_samples=num_samples)
 
     return objective

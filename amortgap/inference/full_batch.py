@@ -16,7 +16,8 @@ from amortgap._checks import is_concrete, num_rows
 from amortgap._chunks import map_data
 from amortgap.inference import rounds
 from amortgap.inference.amortized_fit import AmortizedFit, Trace
-from amortgap.objectives import cubature_elbo, elbo
+from amortgap.inference.shared_weights import encoder_elbo
+from amortgap.objectives import cubature_elbo
 
 # Pairs of steps and gradients that stand for the curvature; more did not help on encoders of up to 10^3 weights.
 _MEMORY = 20
@@ -76,9 +77,9 @@ def _round(
     def bound(index: Array, x: Any, encoder: Any) -> Array:
         if settings.estimator == "cubature":
             return cubature_elbo(encoder(x), x, model=model, family=family)
-        return elbo(
+        return encoder_elbo(
             jax.random.fold_in(key_train, index),
-            encoder(x),
+            encoder,
             x,
             model=model,
             family=family,
@@ -106,9 +107,9 @@ def _round(
     trained = unravel(params)
 
     def evaluate(index: Array, x: Any) -> Array:
-        return elbo(
+        return encoder_elbo(
             jax.random.fold_in(key_eval, index),
-            trained(x),
+            trained,
             x,
             model=model,
             family=family,

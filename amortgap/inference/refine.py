@@ -31,15 +31,16 @@ class Refinement(NamedTuple):
     num_bad: Int[Array, ""]
 
 
-def check_steps(model: Any, family: Any, num_steps: Any, learning_rate: Any, num_samples: Any, optimizer: str) -> None:
-    """Refuse settings of refinement that cannot be run."""
+def check_steps(model: Any, family: Any, **settings: Any) -> None:
+    """Refuse settings of refinement that cannot be run: steps, rate, draws and optimiser, by the names they came by."""
     check_sizes(model, family)
-    check_count("num_steps", num_steps, minimum=0)
-    check_positive("learning_rate", learning_rate)
-    check_count("num_samples", num_samples, minimum=0)
-    check_choice("optimizer", optimizer, OPTIMIZERS)
+    (steps, num_steps), (rate, learning_rate), (samples, num_samples), (name, optimizer) = settings.items()
+    check_count(steps, num_steps, minimum=0)
+    check_positive(rate, learning_rate)
+    check_count(samples, num_samples, minimum=0)
+    check_choice(name, optimizer, OPTIMIZERS)
     if optimizer == "natural" and not isinstance(family, MeanFieldNormal):
-        raise ValueError(f"optimizer 'natural' needs a mean field normal, got {type(family).__name__}")
+        raise ValueError(f"{name} 'natural' needs a mean field normal, got {type(family).__name__}")
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +140,9 @@ def refine(
     Source: Kim et al., "Semi-amortized variational autoencoders" (2018), algorithm 1, for the use.
     """
     check_key(key)
-    check_steps(model, family, num_steps, learning_rate, num_samples, optimizer)
+    check_steps(
+        model, family, num_steps=num_steps, learning_rate=learning_rate, num_samples=num_samples, optimizer=optimizer
+    )
     check_phi(phi, family)
     x = check_datum(x, model)
     change = transformation(optimizer)

@@ -9,15 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from amortgap._checks import (
-    check_choice,
     check_count,
     check_data,
     check_encoder,
     check_key,
-    check_positive,
 )
 from amortgap.inference.encoder_training import EncoderFit, maximise
-from amortgap.inference.refine import OPTIMIZERS, check_steps, refine
+from amortgap.inference.refine import check_steps, refine
 from amortgap.objectives import elbo
 
 
@@ -66,11 +64,10 @@ def semi_amortized_vi(
     the challenges of learning with inference networks" (2018), algorithm 1.
     """
     check_key(key)
-    check_count("refine_steps", refine_steps, minimum=0)
-    check_positive("refine_rate", refine_rate)
-    check_count("refine_samples", refine_samples, minimum=0)
-    check_choice("refine_optimizer", refine_optimizer, OPTIMIZERS)
-    check_steps(model, family, refine_steps, refine_rate, refine_samples, refine_optimizer)
+    check_steps(
+        model, family, refine_steps=refine_steps, refine_rate=refine_rate, refine_samples=refine_samples,
+        refine_optimizer=refine_optimizer,
+    )  # fmt: skip
     check_count("num_samples", num_samples)
     xs = check_data("xs", xs, model)
     encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))

@@ -57,10 +57,10 @@ def test_lbfgs_with_cubature_meets_the_closed_form_ladder_to_float_precision(key
 
 
 def test_lbfgs_gives_every_datum_draws_of_its_own(key, monkeypatch):
-    def one_draw(draw_key, phi, x, **settings):
-        return jax.random.uniform(draw_key) ** 8 + 0 * jnp.sum(phi)
+    def one_draw(draw_key, encoder, x, **settings):
+        return jax.random.uniform(draw_key) ** 8 + 0 * jnp.sum(encoder(x))
 
-    monkeypatch.setattr(full_batch, "elbo", one_draw)
+    monkeypatch.setattr(full_batch, "encoder_elbo", one_draw)
     xs, encoder = jnp.zeros((400, 3)), ag.encoders.constant(key, 3, MEAN_FIELD)
     fit = ag.amortized_vi(
         key, xs, model=MODEL, family=MEAN_FIELD, encoder=encoder, optimizer="lbfgs", num_steps=2, num_evaluations=2
