@@ -1,6 +1,6 @@
 """Every estimate of log p(x) against the exact value, and intervals of gaps against their nominal coverage.
 
-    python experiments/evidence_check.py                    # preset default: 9 minutes on one core
+    python experiments/evidence_check.py                    # preset default: 5 minutes on one core
     python experiments/evidence_check.py --preset smoke     # a few minutes, mostly compilation
 
 Four parts share one table. *Methods*: factor analysis (d = 2, 10, 50), Poisson-Gamma, a mixture prior (two posterior
