@@ -1,6 +1,6 @@
 """Local VI of a hierarchical NumPyro model with 1000 groups, against NumPyro's own SVI of every group.
 
-    python experiments/benchmarks/numpyro_groups.py                    # preset default: two minutes on two cores
+    python experiments/benchmarks/numpyro_groups.py                    # preset default: a minute on two cores
     python experiments/benchmarks/numpyro_groups.py --preset smoke     # a minute, mostly compilation
 
 Both sides get the same posterior of a group and the same normal family; ELBOs are compared on the same draws. NumPyro
