@@ -205,6 +205,7 @@ def check_sizes(model: Any, family: Any) -> None:
     """Refuse a model of no single datum, and a family whose latent dimension differs from the model's."""
     if not hasattr(model, "log_joint"):
         hint = "; a model with a global latent has one by ag.models.fix_global" if hasattr(model, "log_local") else ""
+        hint = "; its trained model is its attribute `model`" if hasattr(model, "model") else hint
         raise ValueError(f"model must have log_joint(z, x), which {type(model).__name__} lacks{hint}")
     check_latent_dim(model, family)
 
@@ -220,8 +221,11 @@ def check_latent_dim(model: Any, family: Any) -> None:
 
 def check_phi(phi: Any, family: Any) -> None:
     """Refuse variational parameters that are not one vector of the family's size."""
+    wanted = f"phi must have shape ({family.size},), the family's size, got"
+    if hasattr(phi, "phi"):
+        raise ValueError(f"{wanted} {type(phi).__name__}; its parameters are its `phi`")
     if jnp.shape(phi) != (family.size,):
-        raise ValueError(f"phi must have shape ({family.size},), the family's size, got {jnp.shape(phi)}")
+        raise ValueError(f"{wanted} {jnp.shape(phi)}")
 
 
 def check_phis(name: str, phis: Any, family: Any, num_data: int) -> None:
@@ -254,4 +258,9 @@ def check_trainable(encoder: Any) -> None:
     """Refuse an encoder without weights where it is to be trained, such as a plain function."""
     leaves = jax.tree.leaves(encoder)
     if not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
-        raise ValueError("encoder must hold weights to train, got a function without any; bring it as a pytree")
+        what = "a plain function" if isinstance(encoder, jax.tree_util.Partial) else type(encoder).__name__
+        raise ValueError(
+            f"encoder must hold weights to train, as a pytree whose leaves are arrays, got {what}: "
+            "make its class a dataclass registered by jax.tree_util.register_dataclass, or a flax module brought by "
+            "ag.encoders.from_module"
+        )

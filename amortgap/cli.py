@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import importlib.metadata
 import os
 import pathlib
 import runpy
@@ -177,6 +178,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 1 a file that cannot be written, 2 a wrong argument."""
     words = list(sys.argv[1:] if args is None else args)
     try:
+        if words == ["--version"]:
+            print(importlib.metadata.version("amortgap"))
+            return 0
         if words[:1] == ["run"] and words[1:2] in (["--help"], ["-h"]):
             print(_experiments_listed())
             return 0

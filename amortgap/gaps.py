@@ -283,7 +283,7 @@ class Gaps:
         missed = [int(i) for i in jnp.flatnonzero(~self.converged)[:10]]
         lines.append(
             f"local optimum: {n - int(jnp.sum(~self.converged))} of {n} data within tolerance, estimated shortfall "
-            f"{float(jnp.mean(self.suboptimality)):.4f} nats on average"
+            f"{float(jnp.mean(jnp.maximum(self.suboptimality, 0))):.4f} nats on average"
             + (f"; not converged: data {missed}" if missed else "")
         )
         for name in ("log_evidence", "elbo_local", "elbo_amortized"):

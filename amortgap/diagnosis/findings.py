@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from amortgap.diagnosis.parts import COLLAPSED, Finding, Latents, Measured
+from amortgap.evidence.over_data import COARSE
 from amortgap.evidence.pareto import UNRELIABLE
-from amortgap.gaps import Estimate
+from amortgap.gaps import Estimate, Gaps
 
 
 class _Cause(NamedTuple):
@@ -98,6 +99,12 @@ def findings(
     return (*found, *open_ends, *_reliability(train, test), *_collapse(latents))
 
 
+def unresolved(gaps: Gaps) -> np.ndarray:
+    """Return for which data the numerical error of log p(x) is one that matters, [n]."""
+    error = np.asarray(gaps.log_evidence_standard_error)
+    return (error > COARSE) & (gaps.evidence_bias == "numerical")
+
+
 def _reliability(train: Measured, test: Measured) -> list[Finding]:
     found = []
     converged = np.concatenate([train.gaps.converged, test.gaps.converged])
@@ -107,6 +114,13 @@ def _reliability(train: Measured, test: Measured) -> list[Finding]:
             "is a lower bound, and the approximation gap an upper one."
         )
         found.append(Finding("local optima", text, "not resolved"))
+    coarse = np.concatenate([unresolved(part.gaps) for part in (train, test)])
+    if coarse.any():
+        text = (
+            f"The quadrature behind log p(x) does not resolve the posterior of {int(coarse.sum())} of {coarse.size} "
+            "data, which may have several modes: there log p(x) and the approximation gap are not known."
+        )
+        found.append(Finding("evidence", text, "not resolved"))
     shapes = np.concatenate([train.evidence_k, test.evidence_k])
     bad = shapes > UNRELIABLE
     if bad.any():

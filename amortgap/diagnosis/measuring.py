@@ -20,6 +20,7 @@ from amortgap.evidence import UnreliableEvidence, evidence_of_data
 from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal
 from amortgap.inference.local import fit_local
 from amortgap.measure import evaluate_bounds, inference_gaps
+from amortgap.nodes import MAX_NODES
 
 # Data in a batch: enough to keep the machine busy, few enough that the second batch tells what the rest will take.
 BATCH = 100
@@ -69,10 +70,12 @@ def measure_batch(key: jax.Array, rows: np.ndarray, xs: Any, problem: Problem) -
     with warnings.catch_warnings():
         # k-hat of every datum is in the record.
         warnings.simplefilter("ignore", UnreliableEvidence)
+        method = evidence_method(model)
+        # Along a line many nodes cost nothing, and resolve modes that lie apart.
+        nodes: dict[str, Any] = {"num_nodes": MAX_NODES} if method == "quadrature" and model.latent_dim == 1 else {}
         evidence = evidence_of_data(
-            key_evidence, xs, model=model, method=evidence_method(model), family=of, phis=proposal,
-            num_samples=_EVIDENCE_DRAWS,
-        )  # fmt: skip
+            key_evidence, xs, model=model, method=method, family=of, phis=proposal, num_samples=_EVIDENCE_DRAWS, **nodes
+        )
         shapes = psis(key_k, encoded, xs, model=model, family=family, num_samples=DRAWS).pareto_k
     gaps = inference_gaps(
         key_gaps, xs, model=model, family=family, encoder=problem.encoder, local=local, evidence=evidence,

@@ -50,10 +50,11 @@ def certificates(measured: Measured) -> str:
     """Return how sure the local optima and log p(x) of one part of the data are."""
     gaps = measured.gaps
     n = len(measured.rows)
+    short = float(np.mean(np.maximum(gaps.suboptimality, 0)))
     shares = [float(np.mean(np.asarray(k) > UNRELIABLE)) for k in (measured.encoder_k, measured.evidence_k)]
     return (
         f"{int(np.sum(gaps.converged))} of {n} local optima certified to {TOLERANCE:g} nats (estimated shortfall "
-        f"{float(np.mean(gaps.suboptimality)):.4f} on average); log p(x) by {gaps.evidence_method} (bias: "
+        f"{short:.4f} on average); log p(x) by {gaps.evidence_method} (bias: "
         f"{gaps.evidence_bias}), k-hat above {UNRELIABLE} for {100 * shares[1]:.0f} %; of the encoder's q for "
         f"{100 * shares[0]:.0f} %"
     )

@@ -33,7 +33,8 @@ _NATURAL = {"learning_rate": 0.3, "num_samples": 4, "optimizer": "natural"}
 _ADAM = {"learning_rate": 0.05, "num_samples": 4, "optimizer": "adam"}
 _CHOICE_DRAWS = 50
 _PILOT_STEPS = 50
-_MOST_STEPS = 20_000
+# Of training within a trial: fewer show what was not trained rather than what it could bring.
+_FEWEST_STEPS, _MOST_STEPS = 200, 20_000
 # Data that evaluations during training look at, and that a fresh encoder is standardised by.
 _EVALUATED, _STANDARDIZED = 1000, 10_000
 _SIMULATED = 5000
@@ -130,14 +131,14 @@ def _train(
     compiling, running = marks[1] - marks[0], marks[2] - marks[1]
     left = seconds - 2 * compiling - running
     steps = min(_MOST_STEPS, int(left / running * _PILOT_STEPS))
-    if steps > _PILOT_STEPS:
-        fit = jax.block_until_ready(amortized_vi(key, xs, num_steps=steps, **settings))
-    done = max(steps, _PILOT_STEPS)
+    if steps < _FEWEST_STEPS:
+        raise NotTried(f"the time allows {max(steps, 0)} steps of training, too few to tell")
+    fit = jax.block_until_ready(amortized_vi(key, xs, num_steps=steps, **settings))
     if not bool(fit.finite):
-        return fit.encoder, f"{done} steps; training met values that are not finite"
+        return fit.encoder, f"{steps} steps; training met values that are not finite"
     moved, error = float(fit.change), float(fit.change_standard_error)
     more = f", still gaining {moved:.2f} nats over the second half" if moved > max(0.02, 2 * error) else ""
-    return fit.encoder, f"{done} steps of Adam on batches of {settings['batch_size']}{more}"
+    return fit.encoder, f"{steps} steps of Adam on batches of {settings['batch_size']}{more}"
 
 
 def _more_training(key: jax.Array, place: Place, seconds: float) -> _Trial:
@@ -177,6 +178,8 @@ def _width(inputs: int, outputs: int, weights: int) -> int:
 def _fresh(key: jax.Array, place: Place, seconds: float, *, richer: bool) -> _Trial:
     problem = place.problem
     family = richer_family(problem.family) if richer else problem.family
+    if richer and problem.family.latent_dim == 1:
+        raise NotTried("with one latent dimension it is the same family")
     if family is None:
         raise NotTried("the family is no normal that full rank would enrich, or too large for it")
     key_weights, key_train = jax.random.split(key)

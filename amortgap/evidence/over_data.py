@@ -36,6 +36,10 @@ from amortgap.evidence.records import Evidence, Sandwich
 _ROWS = 1000
 
 
+# Numerical error of quadrature, in nats, above which log p(x) is not known well enough for any gap.
+COARSE = 0.1
+
+
 class UnreliableEvidence(RuntimeWarning):
     """Some estimates of log p(x) cannot be relied on; the message names the data."""
 
@@ -171,7 +175,7 @@ def optimum_excess_of_data(
 
 
 def warn_unreliable(evidence: Evidence) -> None:
-    """Warn of data whose log p(x) is not finite, or whose weights have a Pareto k-hat above 0.7.
+    """Warn of data whose log p(x) is not finite, or is not known: k-hat above 0.7, or a grid that is too coarse.
 
     Args:
       evidence: of one datum, or of many with a leading axis N; one that is still being traced is passed over.
@@ -188,6 +192,10 @@ def warn_unreliable(evidence: Evidence) -> None:
         (
             np.isfinite(value) & (shape > UNRELIABLE),
             f"Pareto k-hat above {UNRELIABLE}, the proposal misses posterior mass",
+        ),
+        (
+            np.isfinite(value) & (np.atleast_1d(evidence.standard_error) > COARSE) & (evidence.bias == "numerical"),
+            f"the numerical error exceeds {COARSE} nats, more nodes or another method may resolve the posterior",
         ),
     ):
         _warn_of_rows(bad, what)

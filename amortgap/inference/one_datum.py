@@ -26,6 +26,8 @@ _RERUN_KEYS = 1000
 # Of the nats gained between two horizons, the share that may still be missing: the error falls about as one over the
 # number of steps, and the natural gradient's second part has three times as many as the first.
 _HORIZON_SHARE = 0.5
+# Multiple of the tolerance that the standard error of a certificate may reach.
+_NOISE = 3.0
 # Share of the log scales' curvature lost to the mean above which only the many draws of later reruns certify a fit.
 _COUPLING = 0.25
 # From the second rerun on: how many times more draws judge (of a rough posterior, the few that suffice elsewhere show
@@ -52,7 +54,8 @@ class LocalFit:
       horizon_gain: nats gained between the two horizons of the last run, the check of `suboptimality`.
       num_steps: optimiser steps taken.
       num_gradients: gradients of the log joint they took; the certificate's are not counted.
-      converged: whether `suboptimality` is below the tolerance, the horizons agree, and everything is finite.
+      converged: whether `suboptimality` is below the tolerance and known to three times that, the horizons agree, and
+        everything is finite.
     """
 
     phi: Float[Array, "*data size"]
@@ -296,18 +299,23 @@ def _fit(
     short = judged.certificate.nats
     # Strong coupling multiplies what few draws see of the gradient, and may hide from them altogether.
     trusted = many_draws | (judged.certificate.coupling < _COUPLING)
+    # A decrement is never negative: an estimate that is, beyond its noise, is one of another curvature, and one whose
+    # noise is far above the tolerance says nothing.
+    error = judged.certificate.standard_error
+    known = (error < _NOISE * settings.tolerance) & (short > -settings.tolerance - 3 * error)
     drift = _HORIZON_SHARE * judged.horizon_gain - 2 * judged.horizon_error
+    small = (short < settings.tolerance) & (drift < settings.tolerance)
     return LocalFit(
         phi=judged.phi,
         elbo=judged.value,
         standard_error=judged.standard_error,
         start_elbo=judged.start_value,
         suboptimality=short,
-        suboptimality_standard_error=judged.certificate.standard_error,
+        suboptimality_standard_error=error,
         horizon_gain=judged.horizon_gain,
         num_steps=jnp.asarray(num_steps),
         num_gradients=jnp.asarray(num_gradients),
-        converged=trusted & jnp.isfinite(judged.value) & (short < settings.tolerance) & (drift < settings.tolerance),
+        converged=trusted & known & small & jnp.isfinite(judged.value),
     )
 
 

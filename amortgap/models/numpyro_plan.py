@@ -184,6 +184,12 @@ def local_sites(
             continue
         free = biject_to(distribution.support).inverse_shape(np.shape(site["value"]))
         sites.append(Site(name, tuple(free), frame.dim - distribution.event_dim))
+    # A site that was given its value counts as observed, too.
+    if not any(site["type"] == "sample" and site["is_observed"] for name, site in trace.items() if name not in given):
+        raise ValueError(
+            "the model has no observed site: was an argument left out of the data? All of its sites are latent: "
+            f"{', '.join(sorted(_latents(trace)))}"
+        )
     if not sites:
         raise ValueError(
             f"plate {plan.plate!r} holds no continuous latents"

@@ -135,6 +135,8 @@ CALLS = [
     (lambda: ag.iw_bound(KEY, jnp.zeros(4), XS[0], model=FA, family=FAMILY, num_samples=0), r"num_samples .* got 0"),
     (lambda: elbo(estimator="magic"), r"estimator must be one of 'sticking_the_landing', .* got 'magic'"),
     (lambda: elbo(num_samples=3, antithetic=True), r"antithetic draws need an even num_samples .* num_samples = 3"),
+    (lambda: elbo(phi=SimpleNamespace(phi=jnp.zeros(4))), r"got SimpleNamespace; its parameters are its `phi`"),
+    (lambda: elbo(model=SimpleNamespace(model=FA)), r"which SimpleNamespace lacks; its trained model is its attribute"),
     (lambda: elbo(phi=jnp.zeros(5)), r"phi must have shape \(4,\), the family's size, got \(5,\)"),
     (lambda: local_vi(init=jnp.zeros(5)), r"init must have shape \[size\] or \[starts, size\], size 4, got \(1, 5\)"),
     (lambda: local_vi(method="magic"), r"method must be one of .* got 'magic'"),
@@ -155,7 +157,7 @@ CALLS = [
     *[(lambda f=f: f(encoder=SimpleNamespace(encoder=ENCODER)),
        r"encoder must be a function of one datum, got SimpleNamespace; its trained encoder is its attribute `encoder`")
       for f in (fit_local, amortized, gaps)],
-    (lambda: amortized(encoder=lambda x: jnp.zeros(4)), r"encoder must hold weights to train, got a function without"),
+    (lambda: amortized(encoder=lambda x: jnp.zeros(4)), r"encoder must hold weights to train, .* got a plain function"),
     (lambda: ag.semi_amortized_vi(KEY, XS, model=FA, family=FAMILY, encoder=lambda x: jnp.zeros(4), refine_steps=1),
      r"encoder must hold weights to train"),
     *[(lambda f=f: f(encoder=jnp.zeros(4)), r"encoder must be a function of one datum, got \w+$") for f in

@@ -219,6 +219,8 @@ def test_refusals_say_what_to_change():
             ag.models.from_numpyro(np_model, data, local_plate=plate, **more)
 
     data = {"J": 8, "sigma": SIGMA, "y": EFFECTS}
+    bare = {name: data[name] for name in ("J", "sigma")}
+    refused(schools, bare, "J", "has no observed site: was an argument left out", condition={"mu": 0.0, "tau": 1.0})
     refused(schools, data, "school", r"no plate 'school' \(its plates: J\)", condition={"mu": 0.0, "tau": 1.0})
     refused(schools, data, "J", "without a value: mu, tau")
     refused(schools, data, "J", "lacks: nu", condition={"mu": 0.0, "tau": 1.0, "nu": 1.0})

@@ -1,5 +1,6 @@
 """The command line: `amortgap diagnose` and `amortgap report`."""
 
+import importlib.metadata
 import pathlib
 import shutil
 import subprocess
@@ -110,6 +111,7 @@ def test_run_finds_every_experiment_and_passes_its_flags_on(capsys):
     assert cli.main(["run", "capacity_swep"]) == 2
     assert "got 'capacity_swep'; did you mean capacity_sweep?" in capsys.readouterr().err
     assert cli.main(["run"]) == 2
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out.strip() == importlib.metadata.version("amortgap")
     done = subprocess.run(
         [sys.executable, "-m", "amortgap.cli", "run", "sweep_overhead", "--help"],
         capture_output=True, text=True, check=False,

@@ -204,6 +204,18 @@ def test_remedies_that_do_not_apply_say_why():
     assert "no weights" in why["more training"]
     assert "has no `sample`" in why["training with simulated data"]
     assert "full rank" in why["full-rank encoder"]
+    line = trials.Problem(ag.models.PoissonGamma(shape=1.0, rate=1.0), ag.families.MeanFieldNormal(1), None, None, None)
+    with pytest.raises(trials.NotTried, match="one latent dimension it is the same family"):
+        trials.TRIALS["full-rank encoder"](jax.random.key(0), trials.Place(line, None, None, Clock(60.0)), 1.0)
+
+
+def test_training_that_the_time_hardly_allows_is_not_tried():
+    model, encoder, train, test = exact.problem("healthy")
+    ticks = itertools.count(0.0, 1.0)
+    problem = trials.Problem(model, exact.FAMILY, encoder, train, test)
+    place = trials.Place(problem, None, test, Clock(600.0, lambda: next(ticks)))
+    with pytest.raises(trials.NotTried, match=r"the time allows \d+ steps of training, too few to tell"):
+        trials.TRIALS["more training"](jax.random.key(0), place, 4.0)
 
 
 def refused(message, **changes):
@@ -271,6 +283,11 @@ def test_findings_weigh_errors():
     doubtful = found.test._replace(gaps=late, evidence_k=np.full(len(found.test.rows), 0.9))
     said = findings(found.train, doubtful, found.generalization, found.latents, 0.1)
     assert {"local optima", "evidence"} <= {finding.name for finding in said}
+    errors = jnp.zeros(len(found.test.rows)).at[0].set(0.2)
+    coarse = dataclasses.replace(found.test.gaps, log_evidence_standard_error=errors, evidence_bias="numerical")
+    said = findings(found.train, found.test._replace(gaps=coarse), found.generalization, found.latents, 0.1)
+    (grid,) = (finding for finding in said if finding.name == "evidence")
+    assert "does not resolve the posterior of 1 of" in grid.text and grid.status == "not resolved"
 
 
 def test_a_remedy_that_fails_does_not_take_the_measurements_along(monkeypatch):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 import amortgap as ag
 from amortgap.inference import adam as by_adam
@@ -226,6 +227,29 @@ def test_adam_that_never_saw_a_gradient_is_not_converged(key):
     fit = ag.fit_local(key, xs, model=model, family=ag.families.LowRankNormal(2, 1), **settings)
     assert np.isfinite(fit.elbo).all()
     assert fit.converged.tolist() == [False, True] and jnp.isinf(fit.suboptimality[0])
+
+
+def test_a_fit_that_noise_hides_is_not_converged(key):
+    """x given z is N(z^2, 1/4): between two modes the curvature is rough, and its estimates may even be negative."""
+    model = ag.models.from_log_joint(lambda z, x: -0.125 * z[0] ** 2 - 2 * (x[0] - z[0] ** 2) ** 2, 1)
+    xs = jnp.array([1.857, 1.104, 4.436, 1.63, 1.069, 0.327, 3.662, 0.799, 1.579, 2.2, 6.0, 9.0])[:, None]
+    fit = ag.fit_local(key, xs, model=model, family=ag.families.MeanFieldNormal(1))
+
+    def loss(phi, x):
+        mean, variance = phi[0], np.exp(2 * phi[1])
+        second = mean**2 + variance
+        fourth = mean**4 + 6 * mean**2 * variance + 3 * variance**2
+        return 0.125 * second + 2 * (x**2 - 2 * x * second + fourth) - phi[1]
+
+    # Nats to gain in the basin of each fit, by the closed form of its ELBO.
+    phis = np.asarray(fit.phi, np.float64)
+    left = [
+        loss(phi, x) - optimize.minimize(loss, phi, (x,), method="Nelder-Mead").fun
+        for phi, x in zip(phis, np.asarray(xs)[:, 0], strict=True)
+    ]
+    assert fit.converged.sum() >= 6
+    assert np.all(np.asarray(left)[np.asarray(fit.converged)] < 0.05)
+    assert np.all(np.asarray(fit.suboptimality_standard_error)[np.asarray(fit.converged)] < 0.03)
 
 
 def test_a_family_whose_weights_are_traced_is_fitted_inside_jit(key):
