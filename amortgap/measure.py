@@ -275,12 +275,12 @@ def compare_encoders(
     check_sizes(model, family)
     check_count("num_samples", num_samples, minimum=2)
     row = jax.tree.map(lambda leaf: leaf[0], xs)
-    encoded = {}
-    for name, encoder in (("second", second), ("first", first)):
+    checked = {}
+    for name, encoder in (("first", first), ("second", second)):
         try:
-            encoded[name] = encode(check_encoder(encoder, family, row), xs)
+            checked[name] = check_encoder(encoder, family, row)
         except ValueError as error:
             raise ValueError(f"{name} is no encoder of this family: {error}") from error
-    phis = jnp.stack(list(encoded.values()), axis=1)
+    phis = jnp.stack([encode(checked[name], xs) for name in ("second", "first")], axis=1)
     bounds = evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
     return paired_difference(bounds.elbo[:, 0], bounds.elbo[:, 1], bounds.paired_standard_error[:, 1])

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from amortgap.diagnosis.parts import COLLAPSED, Finding, Latents, Measured
-from amortgap.evidence.over_data import COARSE
+from amortgap.evidence.over_data import too_coarse
 from amortgap.evidence.pareto import UNRELIABLE
-from amortgap.gaps import Estimate, Gaps
+from amortgap.gaps import Estimate
 
 
 class _Cause(NamedTuple):
@@ -99,12 +99,6 @@ def findings(
     return (*found, *open_ends, *_reliability(train, test), *_collapse(latents))
 
 
-def unresolved(gaps: Gaps) -> np.ndarray:
-    """Return for which data the numerical error of log p(x) is one that matters, [n]."""
-    error = np.asarray(gaps.log_evidence_standard_error)
-    return (error > COARSE) & (gaps.evidence_bias == "numerical")
-
-
 def _reliability(train: Measured, test: Measured) -> list[Finding]:
     found = []
     converged = np.concatenate([train.gaps.converged, test.gaps.converged])
@@ -114,7 +108,9 @@ def _reliability(train: Measured, test: Measured) -> list[Finding]:
             "is a lower bound, and the approximation gap an upper one."
         )
         found.append(Finding("local optima", text, "not resolved"))
-    coarse = np.concatenate([unresolved(part.gaps) for part in (train, test)])
+    coarse = np.concatenate([
+        too_coarse(np.asarray(gaps.log_evidence_standard_error), gaps.evidence_bias) for gaps in (train.gaps, test.gaps)
+    ])  # fmt: skip
     if coarse.any():
         text = (
             f"The quadrature behind log p(x) does not resolve the posterior of {int(coarse.sum())} of {coarse.size} "

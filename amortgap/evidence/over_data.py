@@ -174,6 +174,11 @@ def optimum_excess_of_data(
     return _excess(key, phis, xs, model, family, _hashable(settings), chosen_devices(devices))
 
 
+def too_coarse(standard_error: np.ndarray, bias: str) -> np.ndarray:
+    """Return where quadrature does not know log p(x) well enough, from the error and the bias that an `Evidence` states."""
+    return (standard_error > COARSE) & (bias == "numerical")
+
+
 def warn_unreliable(evidence: Evidence) -> None:
     """Warn of data whose log p(x) is not finite, or is not known: k-hat above 0.7, or a grid that is too coarse.
 
@@ -194,7 +199,7 @@ def warn_unreliable(evidence: Evidence) -> None:
             f"Pareto k-hat above {UNRELIABLE}, the proposal misses posterior mass",
         ),
         (
-            np.isfinite(value) & (np.atleast_1d(evidence.standard_error) > COARSE) & (evidence.bias == "numerical"),
+            np.isfinite(value) & too_coarse(np.atleast_1d(evidence.standard_error), evidence.bias),
             f"the numerical error exceeds {COARSE} nats, more nodes or another method may resolve the posterior",
         ),
     ):

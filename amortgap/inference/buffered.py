@@ -48,7 +48,7 @@ def buffered_bound(
     inference" (2019), equation 6, with uniform weights.
     """
     check_key(key)
-    check_steps(model, family, num_steps=num_steps, learning_rate=learning_rate, num_samples=1, optimizer=optimizer)
+    check_steps(model, family, steps=num_steps, rate=learning_rate, draws=1, optimizer=optimizer)
     check_phi(phi, family)
     x = check_datum(x, model)
     change = transformation(optimizer)

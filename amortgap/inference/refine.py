@@ -31,16 +31,24 @@ class Refinement(NamedTuple):
     num_bad: Int[Array, ""]
 
 
-def check_steps(model: Any, family: Any, **settings: Any) -> None:
-    """Refuse settings of refinement that cannot be run: steps, rate, draws and optimiser, by the names they came by."""
+def check_steps(
+    model: Any,
+    family: Any,
+    *,
+    steps: Any,
+    rate: Any,
+    draws: Any,
+    optimizer: str,
+    names: tuple[str, str, str, str] = ("num_steps", "learning_rate", "num_samples", "optimizer"),
+) -> None:
+    """Refuse settings of refinement that cannot be run; `names` are what the caller's user knows them by."""
     check_sizes(model, family)
-    (steps, num_steps), (rate, learning_rate), (samples, num_samples), (name, optimizer) = settings.items()
-    check_count(steps, num_steps, minimum=0)
-    check_positive(rate, learning_rate)
-    check_count(samples, num_samples, minimum=0)
-    check_choice(name, optimizer, OPTIMIZERS)
+    check_count(names[0], steps, minimum=0)
+    check_positive(names[1], rate)
+    check_count(names[2], draws, minimum=0)
+    check_choice(names[3], optimizer, OPTIMIZERS)
     if optimizer == "natural" and not isinstance(family, MeanFieldNormal):
-        raise ValueError(f"{name} 'natural' needs a mean field normal, got {type(family).__name__}")
+        raise ValueError(f"{names[3]} 'natural' needs a mean field normal, got {type(family).__name__}")
 
 
 @jax.tree_util.register_dataclass
@@ -140,9 +148,7 @@ def refine(
     Source: Kim et al., "Semi-amortized variational autoencoders" (2018), algorithm 1, for the use.
     """
     check_key(key)
-    check_steps(
-        model, family, num_steps=num_steps, learning_rate=learning_rate, num_samples=num_samples, optimizer=optimizer
-    )
+    check_steps(model, family, steps=num_steps, rate=learning_rate, draws=num_samples, optimizer=optimizer)
     check_phi(phi, family)
     x = check_datum(x, model)
     change = transformation(optimizer)

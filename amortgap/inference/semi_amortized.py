@@ -65,8 +65,8 @@ def semi_amortized_vi(
     """
     check_key(key)
     check_steps(
-        model, family, refine_steps=refine_steps, refine_rate=refine_rate, refine_samples=refine_samples,
-        refine_optimizer=refine_optimizer,
+        model, family, steps=refine_steps, rate=refine_rate, draws=refine_samples, optimizer=refine_optimizer,
+        names=("refine_steps", "refine_rate", "refine_samples", "refine_optimizer"),
     )  # fmt: skip
     check_count("num_samples", num_samples)
     xs = check_data("xs", xs, model)

@@ -44,7 +44,7 @@ def test_second_run_computes_nothing_and_sidecar_says_how(comparison):
     assert {"table.csv", "remedies.pdf", "remedies.png"} == set(sidecar["files"])
 
 
-def test_front_holds_what_nothing_beats(monkeypatch):
+def test_front_holds_what_nothing_beats():
     from studies.remedies.figure import front
 
     def row(name, gap, parameters=1, training=1, at_test=0):
