@@ -175,7 +175,7 @@ def optimum_excess_of_data(
 
 
 def too_coarse(standard_error: np.ndarray, bias: str) -> np.ndarray:
-    """Return where quadrature does not know log p(x) well enough, from the error and the bias that an `Evidence` states."""
+    """Return where quadrature does not know log p(x) well enough, by the error and the bias that `Evidence` states."""
     return (standard_error > COARSE) & (bias == "numerical")
 
 
