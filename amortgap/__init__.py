@@ -31,11 +31,11 @@ if TYPE_CHECKING:
         report,
         weights,
     )
-    from amortgap.aggregate import aggregate_posterior
     from amortgap.diagnosis import Diagnosis, diagnose
+    from amortgap.diagnostics import aggregate_posterior
     from amortgap.evidence import evidence_bounds, evidence_of_data, log_evidence
     from amortgap.expectations import Expectation
-    from amortgap.gaps import Gaps
+    from amortgap.gaps import Gaps, compare_encoders, evaluate_bounds, inference_gaps
     from amortgap.inference import (
         AmortizedFit,
         EncoderFit,
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
         train_vae_aggressively,
         whole_elbo,
     )
-    from amortgap.measure import compare_encoders, evaluate_bounds, inference_gaps
     from amortgap.objectives import cubature_elbo, elbo, iw_bound, quadrature_elbo
 
 _HOMES = {
@@ -86,10 +85,10 @@ _HOMES = {
     "log_evidence": "evidence",
     "evidence_of_data": "evidence",
     "evidence_bounds": "evidence",
-    "aggregate_posterior": "aggregate",
-    "compare_encoders": "measure",
-    "evaluate_bounds": "measure",
-    "inference_gaps": "measure",
+    "aggregate_posterior": "diagnostics",
+    "compare_encoders": "gaps",
+    "evaluate_bounds": "gaps",
+    "inference_gaps": "gaps",
     "Gaps": "gaps",
     "diagnose": "diagnosis",
     "Diagnosis": "diagnosis",

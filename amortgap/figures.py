@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from amortgap._files import write_atomic
+from amortgap._internal.files import write_atomic
 
 # A role keeps its colour in every figure, and no two roles that meet in one share theirs. Most are Okabe and Ito's
 # colours, told apart by colour-blind readers.

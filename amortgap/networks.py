@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_key, is_concrete
+from amortgap._internal.checks import check_choice, check_count, check_key, is_concrete
 
 
 def _elu(x: Array) -> Array:

@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_datum, check_key, check_phi, check_sizes
-from amortgap.nodes import gauss_hermite, spherical_cubature
-
-ESTIMATORS = ("sticking_the_landing", "analytic_entropy", "total")
+from amortgap._internal.checks import check_choice, check_count, check_datum, check_key, check_phi, check_sizes
+from amortgap.expectations import ESTIMATORS, MONTE_CARLO, Expectation, gauss_hermite, spherical_cubature
 
 
 def elbo_draws(
@@ -257,3 +255,37 @@ def iw_bound(
     else:
         draws = elbo_draws(key, phi, x, model=model, family=family, num_samples=num_samples, estimator="total")
     return jax.scipy.special.logsumexp(draws) - jnp.log(float(num_samples))
+
+
+def bound(
+    key: jax.Array | None,
+    phi: Float[Array, " size"],
+    x: Any,
+    *,
+    model: Any,
+    family: Any,
+    expectation: Expectation = MONTE_CARLO,
+) -> Float[Array, ""]:
+    """ELBO of one datum with the expectation taken as asked.
+
+    Formula: `E_{q(z; phi)}[log p(x, z)] + H[q(z; phi)]`.
+
+    Args:
+      key: typed key of the draws; unused, and may be None, without Monte Carlo.
+      phi, x, model, family: as in `elbo`.
+      expectation: how the expectation is taken.
+
+    Returns:
+      A scalar in nats.
+
+    Raises:
+      ValueError: as in `elbo`, `cubature_elbo` and `quadrature_elbo`.
+
+    Source: as in `elbo`, `cubature_elbo` and `quadrature_elbo`.
+    """
+    if expectation.method == "cubature":
+        return cubature_elbo(phi, x, model=model, family=family)
+    if expectation.method == "quadrature":
+        return quadrature_elbo(phi, x, model=model, family=family, num_nodes=expectation.size)
+    chosen = {"num_samples": expectation.size, "estimator": expectation.estimator}
+    return elbo(key, phi, x, model=model, family=family, **chosen)  # pyright: ignore[reportArgumentType]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialize
 
-from amortgap._files import write_atomic
+from amortgap._internal.files import write_atomic
 
 FORMAT_VERSION = 1
 

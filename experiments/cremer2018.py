@@ -41,7 +41,7 @@ from studies.cremer2018.study import DATA, IMAGES, PER_IMAGE, PICTURE, PICTURED,
 
 import amortgap as ag
 from amortgap import sweep
-from amortgap._files import write_atomic
+from amortgap.sweep import write_atomic
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.script import Flat, SweepOptions, run_study
 from amortgap.sweep.table import Table, csv_text, read_columns

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, check_choice, check_key, check_range
+from amortgap._internal.checks import as_data, check_choice, check_key, check_range
 
 BINARISATIONS = ("threshold", "fixed", "dynamic")
 

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from amortgap._checks import check_choice
+from amortgap._internal.checks import check_choice
 from amortgap.data.records import DataSet
 
 # sha256 of the 1797 x 64 images as uint8, row by row.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amortgap._checks import check_choice
+from amortgap._internal.checks import check_choice
 from amortgap.data import files
 from amortgap.data.binarise import BINARISATIONS, binarised
 from amortgap.data.download import cache_folder, fetch

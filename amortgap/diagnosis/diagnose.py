@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from amortgap._checks import (
+from amortgap._internal.checks import (
     check_choice,
     check_count,
     check_data,
@@ -23,7 +23,7 @@ from amortgap._checks import (
     check_sizes,
     num_rows,
 )
-from amortgap._chunks import encode
+from amortgap._internal.devices import encode
 from amortgap.diagnosis.clock import Clock
 from amortgap.diagnosis.findings import findings
 from amortgap.diagnosis.latents import activity, coverage

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from amortgap.diagnosis.parts import COLLAPSED, Finding, Latents, Measured
-from amortgap.evidence.over_data import too_coarse
+from amortgap.evidence.data_sets import too_coarse
 from amortgap.evidence.pareto import UNRELIABLE
 from amortgap.gaps import Estimate
 

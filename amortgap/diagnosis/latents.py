@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from amortgap._chunks import map_data
+from amortgap._internal.devices import map_data
 from amortgap.diagnosis.measuring import proposal_family
 from amortgap.diagnosis.parts import Coverage, Latents, Measured, Problem
 from amortgap.evidence.pareto import UNRELIABLE, pareto_k

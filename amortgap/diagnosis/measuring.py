@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from amortgap._checks import num_rows
-from amortgap._chunks import encode
+from amortgap._internal.checks import num_rows
+from amortgap._internal.devices import encode
 from amortgap.diagnosis.clock import Clock
 from amortgap.diagnosis.parts import Measured, Problem
 from amortgap.diagnostics import psis
 from amortgap.evidence import UnreliableEvidence, evidence_of_data
+from amortgap.expectations import MAX_NODES
 from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal
-from amortgap.inference.local import fit_local
-from amortgap.measure import evaluate_bounds, inference_gaps
-from amortgap.nodes import MAX_NODES
+from amortgap.gaps.measure import evaluate_bounds, inference_gaps
+from amortgap.inference.local.local_vi import fit_local
 
 # Data in a batch: enough to keep the machine busy, few enough that the second batch tells what the rest will take.
 BATCH = 100

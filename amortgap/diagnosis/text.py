@@ -9,7 +9,7 @@ import numpy as np
 from amortgap.diagnosis.parts import COLLAPSED, Measured, TriedRemedy
 from amortgap.evidence.pareto import UNRELIABLE
 from amortgap.gaps import Estimate
-from amortgap.inference.one_datum import TOLERANCE
+from amortgap.inference.local.ascent import TOLERANCE
 
 if TYPE_CHECKING:
     from amortgap.diagnosis.record import Diagnosis

@@ -15,16 +15,16 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from amortgap import encoders
-from amortgap._checks import num_rows
-from amortgap._chunks import encode
+from amortgap._internal.checks import num_rows
+from amortgap._internal.devices import encode
 from amortgap.diagnosis.clock import Clock
 from amortgap.diagnosis.measuring import DRAWS, richer_family, take
 from amortgap.diagnosis.parts import Measured, Problem, TriedRemedy
 from amortgap.families import MeanFieldNormal
 from amortgap.gaps import Estimate, paired_difference
-from amortgap.inference.amortized import amortized_vi
-from amortgap.inference.refine import refine
-from amortgap.measure import EvaluatedBounds, evaluate_bounds
+from amortgap.gaps.measure import EvaluatedBounds, evaluate_bounds
+from amortgap.inference.refinement.refine import refine
+from amortgap.inference.training.amortized import amortized_vi
 from amortgap.networks import count_weights
 
 REFINEMENT_STEPS = (5, 20)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from amortgap.encoders.adaptive import AdaptiveEncoder, SharedFlowEncoder, instance_adaptive, shared_flow
 from amortgap.encoders.basic import ConstantEncoder, Encoder, constant, linear, mlp, stack_padded
 from amortgap.encoders.images import ImageEncoder, conv
-from amortgap.encoders.module import ModuleEncoder, from_module
 from amortgap.encoders.random_features import (
     LeastSquares,
     RandomFeatureEncoder,
@@ -19,15 +18,16 @@ from amortgap.encoders.random_features import (
 from amortgap.encoders.sequences import RecurrentEncoder, WindowEncoder, recurrent, window
 from amortgap.encoders.sets import Group, SetEncoder, deep_set, pad_groups
 from amortgap.encoders.weight_norm import WeightNormEncoder
+from amortgap.interop.flax_encoder import ModuleEncoder, from_module
 
 if TYPE_CHECKING:
-    from amortgap.numpyro_guide import GuideEncoder, from_numpyro_guide
+    from amortgap.interop.numpyro_guide import GuideEncoder, from_numpyro_guide
 
 
 def __getattr__(name: str) -> Any:
     # NumPyro takes a second to import, which only its users should wait for; a guide's encoder also knows its model.
     if name in ("GuideEncoder", "from_numpyro_guide"):
-        return getattr(importlib.import_module("amortgap.numpyro_guide"), name)
+        return getattr(importlib.import_module("amortgap.interop.numpyro_guide"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_key, checked_record
+from amortgap._internal.checks import check_count, check_key
+from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE, check_row
 from amortgap.networks import Network, count_weights, dense
 

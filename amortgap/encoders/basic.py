@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, check_count, check_key, checked_record, is_concrete
+from amortgap._internal.checks import as_data, check_count, check_key, is_concrete
+from amortgap._internal.records import checked_record
 from amortgap.networks import Network, architecture, count_weights, dense, pad_weights
 
 # Encoders start near phi = 0, the standard normal: from random scales the first steps meet ELBOs of -10^4 and a narrow

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from amortgap._checks import checked_record, in_shape
+from amortgap._internal.checks import in_shape
+from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE
 from amortgap.networks import Network, convolutions, count_weights
 

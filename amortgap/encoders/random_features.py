@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_data, check_count, check_key, checked_record
+from amortgap._internal.checks import as_data, check_count, check_key
+from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import check_row
 
 

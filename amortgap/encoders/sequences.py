@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_key, checked_record
+from amortgap._internal.checks import check_count, check_key
+from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE
 from amortgap.networks import Network, bidirectional, count_weights, dense
 

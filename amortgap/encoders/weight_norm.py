@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_positive, checked_record
+from amortgap._internal.checks import check_positive
+from amortgap._internal.records import checked_record
 
 
 @checked_record

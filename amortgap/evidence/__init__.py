@@ -6,17 +6,17 @@ the upper bound.
 
 from amortgap.evidence.ais import ais
 from amortgap.evidence.bidirectional import bidirectional
-from amortgap.evidence.exact import exact
-from amortgap.evidence.importance import importance
-from amortgap.evidence.methods import METHODS, log_evidence
-from amortgap.evidence.optimum import excess_is_proven, optimum_excess
-from amortgap.evidence.over_data import (
+from amortgap.evidence.data_sets import (
     UnreliableEvidence,
     evidence_bounds,
     evidence_of_data,
     optimum_excess_of_data,
     warn_unreliable,
 )
+from amortgap.evidence.exact import exact
+from amortgap.evidence.importance import importance
+from amortgap.evidence.methods import METHODS, log_evidence
+from amortgap.evidence.optimum import excess_is_proven, optimum_excess
 from amortgap.evidence.pareto import pareto_k
 from amortgap.evidence.quadrature import quadrature
 from amortgap.evidence.records import Evidence, Sandwich

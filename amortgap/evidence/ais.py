@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_datum, check_key, check_positive
+from amortgap._internal.checks import check_choice, check_count, check_datum, check_key, check_positive
 from amortgap.evidence.hmc import Chain, Path, make_path, place, transition
 from amortgap.evidence.pareto import pareto_k
 from amortgap.evidence.records import Evidence, log_mean

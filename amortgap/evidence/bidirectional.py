@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_datum, check_key
+from amortgap._internal.checks import check_count, check_datum, check_key
 from amortgap.evidence.ais import Plan, Settings, anneal, anneal_back, make_settings, plan
 from amortgap.evidence.hmc import Path, make_path, place, transition
 from amortgap.evidence.records import Sandwich, log_mean

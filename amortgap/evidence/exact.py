@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from amortgap._checks import check_datum
+from amortgap._internal.checks import check_datum
 from amortgap.evidence.records import Evidence
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_phi, check_sizes
+from amortgap._internal.checks import check_choice, check_phi, check_sizes
 
 STARTS = ("prior", "q")
 

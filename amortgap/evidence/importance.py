@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_datum, check_key, check_phi, check_sizes
+from amortgap._internal.checks import check_count, check_datum, check_key, check_phi, check_sizes
 from amortgap.evidence.pareto import MIN_DRAWS, empty_tail, keep_tail, tail_shape
 from amortgap.evidence.records import Evidence, effective_sample_size, log_mean_error
 from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal

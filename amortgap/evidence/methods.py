@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from amortgap._checks import check_choice, check_key
+from amortgap._internal.checks import check_choice, check_key
 from amortgap.evidence.ais import ais
 from amortgap.evidence.exact import check_exact, exact
 from amortgap.evidence.importance import importance

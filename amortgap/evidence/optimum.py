@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_datum, check_key, check_phi, check_sizes
+from amortgap._internal.checks import check_count, check_datum, check_key, check_phi, check_sizes
 from amortgap.families import FullRankNormal, MeanFieldNormal
 
 

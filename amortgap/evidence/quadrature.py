@@ -11,9 +11,9 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_datum, check_key, check_sizes
+from amortgap._internal.checks import check_count, check_datum, check_key, check_sizes
 from amortgap.evidence.records import Evidence
-from amortgap.nodes import MAX_NODES, MAX_QUADRATURE_DIM, plain_gauss_hermite
+from amortgap.expectations import MAX_NODES, MAX_QUADRATURE_DIM, plain_gauss_hermite
 
 
 def check_quadrature(model: Any) -> None:

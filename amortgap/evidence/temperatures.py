@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, is_concrete
+from amortgap._internal.checks import check_count, is_concrete
 
 SCHEDULES = ("linear", "sigmoid", "adaptive")
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count
+from amortgap._internal.checks import check_count
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count
+from amortgap._internal.checks import check_choice, check_count
 from amortgap.families.normal import standard_normal_log_prob
 
 _SUPPORTS = ("positive", "unit_interval")

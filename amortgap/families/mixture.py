@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.special import logsumexp, ndtr
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count
+from amortgap._internal.checks import check_count
 
 _LOG_2PI = math.log(2 * math.pi)
 

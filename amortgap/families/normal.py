@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count
+from amortgap._internal.checks import check_count
 
 _LOG_2PI = math.log(2 * math.pi)
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_choice, check_count, check_key, check_row_shape, checked_record
+from amortgap._internal.checks import check_choice, check_count, check_key, check_row_shape
+from amortgap._internal.records import checked_record
+from amortgap.interop.flax_module import UserModule, bring
 from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
-from amortgap.modules import UserModule, bring
 from amortgap.networks import dense
 
 Likelihood = Bernoulli | Binomial | Gaussian

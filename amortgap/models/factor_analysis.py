@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from amortgap._checks import (
+from amortgap._internal.checks import (
     as_data,
     as_float_array,
     check_count,
@@ -21,9 +21,9 @@ from amortgap._checks import (
     check_key,
     check_positive,
     check_row_shape,
-    checked_record,
     is_concrete,
 )
+from amortgap._internal.records import checked_record
 
 _LOG_2PI = math.log(2 * math.pi)
 

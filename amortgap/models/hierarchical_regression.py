@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_positive, checked_record, num_rows
-from amortgap.models.arrow import ArrowPosterior, arrow_posterior
+from amortgap._internal.checks import check_count, check_positive, num_rows
+from amortgap._internal.records import checked_record
+from amortgap.models.arrowhead import ArrowPosterior, arrow_posterior
 
 _LOG_2PI = math.log(2 * math.pi)
 

@@ -13,7 +13,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_float_array, check_count, check_range, checked_record, is_concrete
+from amortgap._internal.checks import as_float_array, check_count, check_range, is_concrete
+from amortgap._internal.records import checked_record
 
 
 @jax.custom_jvp

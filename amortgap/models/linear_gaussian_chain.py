@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import check_count, check_positive, check_row_shape, checked_record
+from amortgap._internal.checks import check_count, check_positive, check_row_shape
+from amortgap._internal.records import checked_record
 
 _LOG_2PI = math.log(2 * math.pi)
 

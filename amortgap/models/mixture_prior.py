@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_float_array, check_finite, check_row_shape, checked_record, is_concrete
+from amortgap._internal.checks import as_float_array, check_finite, check_row_shape, is_concrete
+from amortgap._internal.records import checked_record
 
 _LOG_2PI = math.log(2 * math.pi)
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from amortgap._checks import as_float_array, check_finite, check_positive, check_row_shape, checked_record, is_concrete
-from amortgap.models.arrow import ArrowPosterior, arrow_posterior
+from amortgap._internal.checks import as_float_array, check_finite, check_positive, check_row_shape, is_concrete
+from amortgap._internal.records import checked_record
+from amortgap.models.arrowhead import ArrowPosterior, arrow_posterior
 
 _LOG_2PI = math.log(2 * math.pi)
 

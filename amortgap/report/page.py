@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from amortgap._files import write_atomic
+from amortgap._internal.files import write_atomic
 from amortgap.figures import style
 
 _ENVIRONMENT = jinja2.Environment(

@@ -4,11 +4,12 @@
 The command line is in `amortgap.sweep.config`, the Dask executor in `amortgap.sweep.cluster`.
 """
 
-from .cells import NOT_HASHED, Cell, grid, make_cells
-from .executors import Threads, serial
-from .records import CellResult, DamagedRecord, Record, Store, open_store
-from .run import Summary, list_cells, run_cells
-from .table import Column, Schema, Table, build_table, read_csv, write_table
+from amortgap._internal.files import locked, write_atomic
+from amortgap.sweep.cells import NOT_HASHED, Cell, grid, make_cells
+from amortgap.sweep.executors import Threads, serial
+from amortgap.sweep.records import CellResult, DamagedRecord, Record, Store, open_store
+from amortgap.sweep.run import Summary, list_cells, run_cells
+from amortgap.sweep.table import Column, Schema, Table, build_table, read_csv, write_table
 
 __all__ = [
     "NOT_HASHED",
@@ -25,10 +26,12 @@ __all__ = [
     "build_table",
     "grid",
     "list_cells",
+    "locked",
     "make_cells",
     "open_store",
     "read_csv",
     "run_cells",
     "serial",
+    "write_atomic",
     "write_table",
 ]

@@ -24,7 +24,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .fields import field_types, replace_field
+from amortgap.sweep.fields import field_types, replace_field
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .manifest import versions
-from .remote import ClusterError, DaskExecutor, comparable, difference, on_living_workers
+from amortgap.sweep.manifest import versions
+from amortgap.sweep.remote import ClusterError, DaskExecutor, comparable, difference, on_living_workers
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from .fields import from_mapping, nearest
+from amortgap.sweep.fields import from_mapping, nearest
 
 T = TypeVar("T")
 

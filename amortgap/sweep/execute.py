@@ -20,12 +20,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from amortgap._files import disk_full, disk_full_error
-
-from .cells import Cell
-from .manifest import device, versions
-from .records import CellResult, Record, Status, Store, plain_row
-from .table import Schema, check_row
+from amortgap._internal.files import disk_full, disk_full_error
+from amortgap.sweep.cells import Cell
+from amortgap.sweep.manifest import device, versions
+from amortgap.sweep.records import CellResult, Record, Status, Store, plain_row
+from amortgap.sweep.table import Schema, check_row
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from .execute import Outcome, Task, Unit
+from amortgap.sweep.execute import Outcome, Task, Unit
 
 
 class Stop:

@@ -21,7 +21,7 @@ import sys
 import uuid
 from typing import Any
 
-from amortgap._files import move_aside, write_atomic
+from amortgap._internal.files import move_aside, write_atomic
 
 PACKAGES = (
     "amortgap",

@@ -25,9 +25,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from amortgap._files import make_folder, move_aside, remove_leftovers, safe_child, write_atomic
-
-from .cells import Cell, content_hash
+from amortgap._internal.files import make_folder, move_aside, remove_leftovers, safe_child, write_atomic
+from amortgap.sweep.cells import Cell, content_hash
 
 logger = logging.getLogger(__name__)
 

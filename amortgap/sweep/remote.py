@@ -18,9 +18,9 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .execute import Outcome, Task, Unit, captured_warnings
-from .executors import Stop
-from .manifest import machine, require_gpu, versions
+from amortgap.sweep.execute import Outcome, Task, Unit, captured_warnings
+from amortgap.sweep.executors import Stop
+from amortgap.sweep.manifest import machine, require_gpu, versions
 
 _POLL_SECONDS = 0.5
 _FETCH_SECONDS = 2.0

@@ -25,12 +25,12 @@ from typing import Any
 import tqdm
 import tqdm.contrib.logging
 
-from .cells import Cell, varying
-from .execute import Job, Outcome, Task, Unit, captured_warnings, make_record
-from .executors import Executor, Stop, serial
-from .manifest import begin_run, end_run
-from .records import CellResult, Record, Store
-from .table import Schema
+from amortgap.sweep.cells import Cell, varying
+from amortgap.sweep.execute import Job, Outcome, Task, Unit, captured_warnings, make_record
+from amortgap.sweep.executors import Executor, Stop, serial
+from amortgap.sweep.manifest import begin_run, end_run
+from amortgap.sweep.records import CellResult, Record, Store
+from amortgap.sweep.table import Schema
 
 logger = logging.getLogger(__name__)
 

@@ -26,14 +26,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from .cells import NOT_HASHED, Cell
-from .cluster import ClusterError, dask_executor
-from .executors import Executor, Threads, serial
-from .manifest import GpuError, require_gpu
-from .records import Store, open_store
-from .run import Summary, list_cells, run_cells, unfinished
-from .sidecar import write_sidecar
-from .table import Schema, build_table, read_csv, write_table
+from amortgap.sweep.cells import NOT_HASHED, Cell
+from amortgap.sweep.cluster import ClusterError, dask_executor
+from amortgap.sweep.executors import Executor, Threads, serial
+from amortgap.sweep.manifest import GpuError, require_gpu
+from amortgap.sweep.records import Store, open_store
+from amortgap.sweep.run import Summary, list_cells, run_cells, unfinished
+from amortgap.sweep.sidecar import write_sidecar
+from amortgap.sweep.table import Schema, build_table, read_csv, write_table
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,10 @@ import shlex
 import sys
 from typing import Any
 
-from amortgap._files import write_atomic
-
-from .cells import canonical
-from .manifest import device, git_commit, machine, peak_memory, versions
-from .table import Schema
+from amortgap._internal.files import write_atomic
+from amortgap.sweep.cells import canonical
+from amortgap.sweep.manifest import device, git_commit, machine, peak_memory, versions
+from amortgap.sweep.table import Schema
 
 
 def write_sidecar(

@@ -18,10 +18,9 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amortgap._files import write_atomic
-
-from .fields import nearest
-from .records import Record
+from amortgap._internal.files import write_atomic
+from amortgap.sweep.fields import nearest
+from amortgap.sweep.records import Record
 
 _TYPES = (bool, int, float, str)
 _OWN = {"cell": "hash of the cell the row comes from", "status": "ok, or nonfinite: some number was NaN or infinite"}

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from amortgap._files import write_atomic
-from amortgap.sweep import Column, Schema
+from amortgap.sweep import Column, Schema, write_atomic
 from amortgap.sweep.sidecar import write_sidecar
 from amortgap.sweep.table import Table, csv_text
 

@@ -39,7 +39,7 @@ from local_vi_figure import SCHEMA, derive
 from local_vi_parts import PARTS, sharded
 from local_vi_workload import Study, make_workload
 
-from amortgap._files import write_atomic
+from amortgap.sweep import write_atomic
 from amortgap.sweep.config import parse_args
 from amortgap.sweep.sidecar import write_sidecar
 from amortgap.sweep.table import Table, csv_text

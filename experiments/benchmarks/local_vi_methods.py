@@ -16,9 +16,9 @@ from local_vi_workload import Workload
 from numpyro.infer import SVI, Trace_ELBO
 
 import amortgap as ag
-from amortgap.inference.natural_gradient import ascend
-from amortgap.inference.one_datum import pairs_per_datum
-from amortgap.inference.schedules import cosine
+from amortgap.inference.local.ascent import pairs_per_datum
+from amortgap.inference.local.natural_gradient import ascend
+from amortgap.inference.training.schedules import cosine
 
 # Decoder rows in one call, at most: what suits every vectorised row here.
 ROWS = 1000

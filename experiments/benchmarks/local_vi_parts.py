@@ -24,7 +24,7 @@ from local_vi_workload import Study, Workload
 from timing import turns
 
 import amortgap as ag
-from amortgap.measure import evaluate_bounds
+from amortgap.gaps.measure import evaluate_bounds
 
 Row = dict[str, Any]
 

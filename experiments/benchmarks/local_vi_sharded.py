@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from timing import turns
 
 import amortgap as ag
-from amortgap.inference.layout import Layout
-from amortgap.inference.natural_gradient import ascend
+from amortgap._internal.devices import Layout
+from amortgap.inference.local.natural_gradient import ascend
 
 PIXELS = 784
 # Decoder rows in flight on one core, and on each of several devices, where a call has more to do besides.

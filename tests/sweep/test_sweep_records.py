@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from amortgap import _files as files_module
-from amortgap._files import remove_leftovers, safe_child, write_atomic
+from amortgap._internal import files as files_module
+from amortgap._internal.files import remove_leftovers, safe_child, write_atomic
 from amortgap.sweep import CellResult, DamagedRecord, make_cells, open_store, run_cells
 from amortgap.sweep.cells import content_hash
 

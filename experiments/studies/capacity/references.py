@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 import amortgap as ag
-from amortgap._files import locked, write_atomic
 from amortgap.data import DataSet, load_digits
+from amortgap.sweep import locked, write_atomic
 from studies import shared
 from studies.capacity.study import Study
 

@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from amortgap._files import write_atomic
 from amortgap.figures import PALETTE, save, style, zero_line
-from amortgap.sweep import read_csv
+from amortgap.sweep import read_csv, write_atomic
 from amortgap.sweep.table import Table, csv_text, read_columns
 from studies.cremer2018.claims import CLAIMS, PAPER, claims, paper_tables
 from studies.cremer2018.parts import PARTS, TABLES

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
-from amortgap._files import locked
+from amortgap.sweep import locked
 from studies.cremer2018.study import Study, Training
 from studies.shared import broken_at, purpose_key
 

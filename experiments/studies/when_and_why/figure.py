@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from amortgap._files import write_atomic
 from amortgap.figures import CYCLE, PALETTE, save, style, zero_line
-from amortgap.sweep import read_csv
+from amortgap.sweep import read_csv, write_atomic
 from amortgap.sweep.table import Table, csv_text
 from studies.when_and_why.claims import CLAIMS, claims
 from studies.when_and_why.study import SCHEMA

@@ -1,0 +1,1 @@
+"""What the package keeps to itself: checks of arguments, devices, files and progress."""

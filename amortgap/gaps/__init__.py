@@ -1,0 +1,19 @@
+"""Gaps: their measurement, the record that holds them, and the arithmetic of their errors."""
+
+from amortgap.gaps.estimates import Estimate, conditioning_gap, estimate, generalization, paired_difference
+from amortgap.gaps.measure import EvaluatedBounds, compare_encoders, evaluate_bounds, inference_gaps
+from amortgap.gaps.record import Bound, Gaps
+
+__all__ = [
+    "Bound",
+    "Estimate",
+    "EvaluatedBounds",
+    "Gaps",
+    "compare_encoders",
+    "conditioning_gap",
+    "estimate",
+    "evaluate_bounds",
+    "generalization",
+    "inference_gaps",
+    "paired_difference",
+]

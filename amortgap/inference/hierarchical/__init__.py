@@ -1,0 +1,1 @@
+"""Global and local latents together: the ELBO of a whole data set and its maximisation."""

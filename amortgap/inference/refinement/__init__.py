@@ -1,0 +1,1 @@
+"""Closing a gap after the encoder: refinement at test time and encoders made for it."""

@@ -1,0 +1,176 @@
+"""Refinement: a few gradient steps on one datum's ELBO from where an encoder (or anything else) puts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from amortgap._internal.checks import (
+    check_choice,
+    check_count,
+    check_datum,
+    check_key,
+    check_phi,
+    check_positive,
+    check_sizes,
+)
+from amortgap.families import MeanFieldNormal
+from amortgap.objectives import cubature_elbo, elbo
+
+OPTIMIZERS = ("sgd", "adam", "natural")
+
+
+class Refinement(NamedTuple):
+    """What K refinement steps made of variational parameters.
+
+    Attributes:
+      phi: after the last step, [size].
+      path: before and after every step, [K + 1, size].
+      num_bad: steps that were skipped because the ELBO or the step was not finite.
+    """
+
+    phi: Float[Array, " size"]
+    path: Float[Array, "steps size"]
+    num_bad: Int[Array, ""]
+
+
+def check_steps(
+    model: Any,
+    family: Any,
+    *,
+    steps: Any,
+    rate: Any,
+    draws: Any,
+    optimizer: str,
+    names: tuple[str, str, str, str] = ("num_steps", "learning_rate", "num_samples", "optimizer"),
+) -> None:
+    """Refuse settings of refinement that cannot be run; `names` are what the caller's user knows them by."""
+    check_sizes(model, family)
+    check_count(names[0], steps, minimum=0)
+    check_positive(names[1], rate)
+    check_count(names[2], draws, minimum=0)
+    check_choice(names[3], optimizer, OPTIMIZERS)
+    if optimizer == "natural" and not isinstance(family, MeanFieldNormal):
+        raise ValueError(f"{names[3]} 'natural' needs a mean field normal, got {type(family).__name__}")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _DensityAt:
+    """A family that draws as its base does and states the density of other parameters at the draws."""
+
+    base: Any
+    phi: Array
+
+    def __getattr__(self, name: str) -> Any:
+        # Underscores are asked for before `base` exists.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def log_prob(self, z: Array, _: Array) -> Array:
+        return self.base.log_prob(z, self.phi)
+
+    def sample_and_log_prob(self, key: jax.Array, phi: Array) -> tuple[Array, Array]:
+        z, _ = self.base.sample_and_log_prob(key, phi)
+        return z, self.base.log_prob(z, self.phi)
+
+
+def climbed_elbo(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, num_samples: int) -> tuple[Array, Array]:
+    """Return the ELBO that refinement climbs and its gradient: by draws, or by cubature where `num_samples` is zero.
+
+    The gradient by draws sticks the landing. It may be differentiated again, as training through the steps does, and
+    so it is the slope along the draws with the density held at its own argument: an estimator that stops gradients
+    would lose the derivative of that argument.
+    """
+    if num_samples == 0:
+        return jax.value_and_grad(lambda phi: cubature_elbo(phi, x, model=model, family=family))(phi)
+
+    antithetic = hasattr(family, "transform") and num_samples % 2 == 0
+
+    def along_draws(phi: Array, density: Array) -> Array:
+        # Without a density of its own, or as a sum over all values, the total gradient is what there is.
+        apart = hasattr(family, "log_prob") and not hasattr(family, "support")
+        used = _DensityAt(family, density) if apart else family
+        how: dict[str, Any] = {"num_samples": num_samples, "estimator": "total", "antithetic": antithetic}
+        return elbo(key, phi, x, model=model, family=used, **how)
+
+    return jax.value_and_grad(along_draws)(phi, phi)
+
+
+def transformation(optimizer: str) -> Any:
+    """Return the optax transformation from a gradient of the ELBO to a step of rate one."""
+    if optimizer == "adam":
+        # Differentiable where a gradient is zero, unlike a plain square root.
+        return optax.scale_by_adam(eps_root=1e-12)
+    return optax.trace(decay=0.5) if optimizer == "sgd" else optax.identity()
+
+
+def in_metric(optimizer: str, family: Any, phi: Array, gradient: Array) -> Array:
+    """Return the gradient, for mean field normals in the metric of the family if asked to."""
+    if optimizer != "natural":
+        return gradient
+    d = family.latent_dim
+    # The Fisher information of [mean, log scale] is [1 / scale^2, 2].
+    return gradient * jnp.concatenate([jnp.exp(2 * phi[d:]), jnp.full(d, 0.5, phi.dtype)])
+
+
+def refine(
+    key: jax.Array,
+    phi: Float[Array, " size"],
+    x: Any,
+    *,
+    model: Any,
+    family: Any,
+    num_steps: int,
+    learning_rate: float = 0.1,
+    num_samples: int = 2,
+    optimizer: str = "adam",
+) -> Refinement:
+    """Ascend the ELBO of one datum from `phi` for a fixed number of steps; differentiable through all of them.
+
+    Formula: `phi_{k+1} = phi_k + rate * step(grad ELBO(phi_k; x))`, k = 0..K-1.
+
+    Args:
+      key: typed key.
+      phi: where to start, such as an encoder's output, [size].
+      x: one datum.
+      model, family: as in `elbo`.
+      num_steps: K; 0 returns the start.
+      learning_rate: constant rate.
+      num_samples: draws per step; 0 for the cubature rule (normal families; exact for log joints quadratic in z).
+      optimizer: "adam", "sgd" with momentum one half, or "natural" (mean field normals: the gradient in the metric of
+        the family, whose rate has no unit).
+
+    Returns:
+      Refinement. A step that is not finite is left out and counted.
+
+    Raises:
+      ValueError: bad key, sizes or settings, such as K < 0.
+
+    Source: Kim et al., "Semi-amortized variational autoencoders" (2018), algorithm 1, for the use.
+    """
+    check_key(key)
+    check_steps(model, family, steps=num_steps, rate=learning_rate, draws=num_samples, optimizer=optimizer)
+    check_phi(phi, family)
+    x = check_datum(x, model)
+    change = transformation(optimizer)
+
+    def step(carry: tuple[Array, Any], step_key: jax.Array) -> tuple[tuple[Array, Any], tuple[Array, Array]]:
+        phi, state = carry
+        elbo_here, gradient = climbed_elbo(step_key, phi, x, model, family, num_samples)
+        gradient = in_metric(optimizer, family, phi, gradient)
+        update, new_state = change.update(gradient, state, phi)
+        new = phi + learning_rate * jnp.asarray(update)
+        # A value may be NaN where its gradient is not: the branch of a `where` that was not taken has gradient zero.
+        good = jnp.isfinite(elbo_here) & jnp.isfinite(new).all()
+        kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, new_state), carry)
+        return kept, (kept[0], ~good)
+
+    (last, _), (path, bad) = jax.lax.scan(step, (phi, change.init(phi)), jax.random.split(key, num_steps))
+    return Refinement(last, jnp.concatenate([phi[None], path]), jnp.sum(bad))

@@ -1,0 +1,1 @@
+"""What knows the conventions of another package: flax modules, NumPyro models and guides."""

@@ -1,0 +1,95 @@
+"""An encoder that a user has written in flax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from amortgap._internal.checks import check_choice
+from amortgap.interop.flax_module import UserModule, bring
+from amortgap.networks import count_weights
+
+# What the second output of an encoder may be, and how it becomes a log scale.
+SECOND = {
+    "log_variance": lambda out: 0.5 * out,
+    "log_scale": lambda out: out,
+    "scale": jnp.log,
+    "variance": lambda out: 0.5 * jnp.log(out),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ModuleEncoder:
+    """A flax encoder as an encoder of this package; made by `from_module`.
+
+    Attributes:
+      module: the user's module.
+      second: what its second output is; "phi" where its only output is phi.
+    """
+
+    module: UserModule
+    second: str = field(metadata={"static": True})
+
+    def __call__(self, x: Any) -> Float[Array, " size"]:
+        """Return phi for one datum."""
+        out = self.module(x)
+        if self.second == "phi":
+            return jnp.ravel(out)
+        mean, second = out
+        return jnp.concatenate([jnp.ravel(mean), jnp.ravel(SECOND[self.second](second))])
+
+    @property
+    def num_weights(self) -> int:
+        """Number of trained scalars."""
+        return count_weights(self.module)
+
+
+def from_module(
+    module: Any,
+    family: Any,
+    *,
+    data_shape: tuple[int, ...],
+    second: str = "log_variance",
+    variables: Any = None,
+) -> ModuleEncoder:
+    """Return a flax encoder, written for batches, as an encoder of one datum.
+
+    Formula: `phi = [mean(x), log scale(x)]` from outputs (mean, second), each [batch, d]; or phi itself from one output
+    [batch, family.size].
+
+    Args:
+      module: an `nnx.Module` in evaluation mode, or a `linen.Module` with its `variables`.
+      family: `MeanFieldNormal` for two outputs, any family for one.
+      data_shape: shape of one datum as the module reads it, such as (28, 28, 1); data may come flat.
+      second: what the second output is: "log_variance", "log_scale", "scale" or "variance".
+      variables: of a linen module, trained.
+
+    Returns:
+      ModuleEncoder, from one datum to phi [family.size].
+
+    Raises:
+      ValueError: an unknown `second`, no flax module, one that cannot be run, that changes its own state (dropout,
+        batch norm in training mode) or whose outputs do not fit the family.
+    """
+    check_choice("second", second, tuple(SECOND))
+    brought = bring("module", module, data_shape, variables)
+    out = jax.eval_shape(brought, jnp.zeros(brought.shape))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(out)]
+    if isinstance(out, (tuple, list)) and len(out) == 2:
+        d = family.latent_dim
+        if family.size != 2 * d or not hasattr(family, "moments"):
+            raise ValueError(f"two outputs are the phi of a MeanFieldNormal, not of a {type(family).__name__}")
+        if any(leaf.size != d for leaf in jax.tree.leaves(out)):
+            raise ValueError(f"both outputs must have family.latent_dim = {d} entries for one datum, got {shapes}")
+        return ModuleEncoder(brought, second)
+    if len(shapes) != 1 or jax.tree.leaves(out)[0].size != family.size:
+        raise ValueError(
+            f"module must return (mean, {second}) or one vector of family.size = {family.size} entries for one datum, "
+            f"got {shapes}"
+        )
+    return ModuleEncoder(brought, "phi")

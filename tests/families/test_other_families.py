@@ -1,0 +1,390 @@
+"""Mixtures, flows, enumerated and constrained families against quadrature, autodiff, flowjax and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.special import logsumexp
+from scipy import integrate, stats
+from scipy.special import gammaln
+
+import amortgap as ag
+from amortgap.families.flows.layers import (
+    autoregressive,
+    autoregressive_size,
+    coupling,
+    coupling_size,
+    masks,
+    unpack_net,
+)
+
+F = ag.families
+FLOWS = [
+    F.CouplingFlow(3, 2, 4),
+    F.CouplingFlow(2, 3, 4, 2),
+    F.AutoregressiveFlow(3, 2, 5),
+    F.AutoregressiveFlow(2, 2, 4, 2),
+]
+PLANE = [F.CouplingFlow(2, 2, 4), F.AutoregressiveFlow(2, 2, 4), F.MixtureOfNormals(2, 3)]
+LINE = [F.AutoregressiveFlow(1, 2, 4, 1), F.MixtureOfNormals(1, 2), F.ConstrainedNormal(1, "positive")]
+
+
+def some_phi(family, seed=0, size=0.5):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=family.size) * size)
+
+
+def name_of(family):
+    return f"{family.name}_{family.latent_dim}"
+
+
+@pytest.mark.parametrize("family", LINE, ids=name_of)
+def test_density_on_the_line_integrates_to_one(family, x64):
+    phi = some_phi(family)
+    log_prob = jax.jit(lambda z: family.log_prob(z[None], phi))
+    low, high = (1e-12, 3e3) if isinstance(family, F.ConstrainedNormal) else (-30.0, 30.0)
+    total, error = integrate.quad(lambda z: float(jnp.exp(log_prob(z))), low, high, limit=200, points=[0.5, 2.0, 20.0])
+    assert total == pytest.approx(1.0, abs=1e-6 + 10 * error)
+
+
+@pytest.mark.parametrize("family", PLANE, ids=name_of)
+def test_density_on_the_plane_integrates_to_one(family, x64):
+    phi = some_phi(family)
+    axis = np.linspace(-30, 30, 1501)
+    points = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))
+    density = jnp.exp(jax.jit(jax.vmap(lambda z: family.log_prob(z, phi)))(points))
+    # The trapezoidal rule converges geometrically for smooth densities that vanish at the border.
+    assert float(density.sum()) * (axis[1] - axis[0]) ** 2 == pytest.approx(1.0, abs=1e-4)
+
+
+def test_joint_density_of_the_auxiliary_flow_integrates_to_one(x64):
+    family = F.AuxiliaryFlow(1, 1, 2, 4)
+    phi = some_phi(family)
+    axis = np.linspace(-12, 12, 801)
+    points = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))
+    area = (axis[1] - axis[0]) ** 2
+    joint = jnp.exp(jax.jit(jax.vmap(lambda p: family.joint_log_prob(p[:1], p[1:], phi)))(points))
+    assert float(joint.sum()) * area == pytest.approx(1.0, abs=1e-4)
+    # r(v | z) integrates to one over v for every z.
+    reverse = jnp.exp(jax.jit(jax.vmap(lambda p: family.reverse_log_prob(p[1:], p[:1], phi)))(points))
+    over_v = np.asarray(reverse).reshape(801, 801).sum(axis=0) * (axis[1] - axis[0])
+    np.testing.assert_allclose(over_v[200:601], 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", [*FLOWS, F.AuxiliaryFlow(2, 1, 2, 4)], ids=name_of)
+def test_log_determinant_is_that_of_the_jacobian(family, x64):
+    phi = some_phi(family)
+    noise = jnp.asarray(np.random.default_rng(1).normal(size=family.latent_dim + getattr(family, "aux_dim", 0)))
+    _, log_det = family.forward(noise, phi)
+    jacobian = jax.jacobian(lambda e: family.forward(e, phi)[0])(noise)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("family", FLOWS, ids=name_of)
+def test_inverse_undoes_forward(family, x64):
+    phi = some_phi(family)
+    noise = jnp.asarray(np.random.default_rng(1).normal(size=family.latent_dim))
+    z, log_det = family.forward(noise, phi)
+    back, log_det_back = family.inverse(z, phi)
+    np.testing.assert_allclose(back, noise, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-9)
+    key = jax.random.key(3)
+    z, log_q = family.sample_and_log_prob(key, phi)
+    np.testing.assert_allclose(log_q, family.log_prob(z, phi), rtol=1e-9)
+
+
+def test_autoregression_is_triangular(x64):
+    weights = some_phi(F.AutoregressiveFlow(4, 1, 7, 2))[10:]
+    x, context = jnp.arange(4.0), jnp.ones(2)
+    jacobian = jax.jacobian(lambda x: autoregressive(weights, x, context, 7, inverse=False)[0])(x)
+    np.testing.assert_array_equal(np.triu(jacobian, 1), 0)
+    assert np.all(np.tril(jacobian)[np.tril_indices(4)] != 0)
+    of_context = jax.jacobian(lambda c: autoregressive(weights, x, c, 7, inverse=False)[0])(context)
+    assert np.all(of_context != 0)
+
+
+def copied(mlp, layers):
+    import equinox as eqx
+
+    for number, (matrix, bias) in enumerate(layers):
+        mlp = eqx.tree_at(lambda m, i=number: (m.layers[i].weight, m.layers[i].bias), mlp, (matrix, bias))
+    return mlp
+
+
+@pytest.mark.parametrize("context_dim", [0, 2])
+@pytest.mark.parametrize("kind", ["coupling", "autoregressive"])
+def test_layers_equal_flowjax_on_copied_weights(kind, context_dim, x64):
+    pytest.importorskip("flowjax", reason="flowjax is in the extra [flows]")
+    import equinox as eqx
+    import flowjax.bijections as fb
+
+    dim, width, rng = 3, 6, np.random.default_rng(2)
+    settings = {
+        "transformer": fb.Affine(),
+        "dim": dim,
+        "cond_dim": context_dim or None,
+        "nn_width": width,
+        "nn_depth": 1,
+    }
+    settings |= {"nn_activation": jnp.tanh}
+    x, context = jnp.asarray(rng.normal(size=dim)), jnp.asarray(rng.normal(size=context_dim))
+    if kind == "coupling":
+        theirs = fb.Coupling(jax.random.key(0), untransformed_dim=1, **settings)
+        layer, inputs, outputs = coupling, 1 + context_dim, 4
+        weights = jnp.asarray(rng.normal(size=coupling_size(dim, context_dim, width)))
+    else:
+        with jax.numpy_rank_promotion("allow"):
+            theirs = fb.MaskedAutoregressive(jax.random.key(0), **settings)
+        layer, inputs, outputs = autoregressive, dim + context_dim, 2 * dim
+        weights = jnp.asarray(rng.normal(size=autoregressive_size(dim, context_dim, width)))
+    first, bias, second, offset = unpack_net(weights, inputs, width, outputs)
+    if kind == "coupling":
+        net = copied(theirs.conditioner, [(first, bias), (second, offset)])
+        theirs = eqx.tree_at(lambda t: t.conditioner, theirs, net)
+    else:
+        first_mask, second_mask = masks(dim, context_dim, width)
+        net = copied(theirs.masked_autoregressive_mlp, [(first * first_mask, bias), (second * second_mask, offset)])
+        theirs = eqx.tree_at(lambda t: t.masked_autoregressive_mlp, theirs, net)
+    import paramax
+
+    expected = paramax.unwrap(theirs).transform_and_log_det(x, context if context_dim else None)
+    have = layer(weights, x, context, width, inverse=False)
+    np.testing.assert_allclose(have[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(have[1], expected[1], rtol=1e-6)
+
+
+EXTENDS = [F.CouplingFlow(2, 2, 4), F.AutoregressiveFlow(2, 2, 4), F.MixtureOfNormals(2, 3)]
+
+
+@pytest.mark.parametrize("family", EXTENDS, ids=name_of)
+def test_richer_families_contain_the_mean_field(family, x64):
+    mean, root = jnp.array([0.3, -1.0]), jnp.diag(jnp.array([0.5, 2.0]))
+    narrow = F.MeanFieldNormal(2)
+    z = jnp.array([0.1, 0.4])
+    inside = family.log_prob(z, family.from_moments(mean, root))
+    np.testing.assert_allclose(inside, narrow.log_prob(z, narrow.from_moments(mean, root)), rtol=1e-10)
+
+
+def test_auxiliary_flow_contains_the_mean_field(key, x64):
+    family, narrow = F.AuxiliaryFlow(2, 1, 2, 4), F.MeanFieldNormal(2)
+    mean, root = jnp.array([0.3, -1.0]), jnp.diag(jnp.array([0.5, 2.0]))
+    z, log_q = family.sample_and_log_prob(key, family.from_moments(mean, root))
+    np.testing.assert_allclose(log_q, narrow.log_prob(z, narrow.from_moments(mean, root)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("aux_dim", [3, 5])
+def test_auxiliary_flow_contains_every_normal(aux_dim, key, x64):
+    family, narrow = F.AuxiliaryFlow(3, aux_dim, 2, 4, 1), F.FullRankNormal(3)
+    mean, root = jnp.arange(3.0), jnp.asarray(np.linalg.cholesky(np.cov(np.random.default_rng(0).normal(size=(3, 6)))))
+    phi = family.from_moments(mean, root)
+    zs, log_qs = jax.vmap(family.sample_and_log_prob, (0, None))(jax.random.split(key, 5), phi)
+    expected = jax.vmap(narrow.log_prob, (0, None))(zs, narrow.from_moments(mean, root))
+    np.testing.assert_allclose(log_qs, expected, rtol=1e-10)
+
+
+def test_standard_auxiliary_flow_is_the_standard_normal_and_no_saddle(key, x64):
+    family, x = F.AuxiliaryFlow(2, 2, 2, 4), jnp.array([1.0, -0.5])
+    phi = family.standard()
+    zs, log_qs = jax.vmap(family.sample_and_log_prob, (0, None))(jax.random.split(key, 5), phi)
+    np.testing.assert_allclose(log_qs, jax.vmap(F.MeanFieldNormal(2).log_prob, (0, None))(zs, jnp.zeros(4)), rtol=1e-10)
+    np.testing.assert_allclose(phi[: family.head.size], family.head.standard(), atol=1e-12)
+    # A correlated posterior around the best mean field normal: the weights are told of it.
+    model = ag.models.FactorAnalysis(
+        loadings=jnp.array([[1.0, 0.9], [0.9, 1.0]]), mean=jnp.zeros(2), noise_variance=0.2 * jnp.ones(2)
+    )
+    posterior = model.posterior(x)
+    best = family.from_moments(posterior.mean, jnp.diag(1 / jnp.sqrt(jnp.diag(posterior.precision))))
+    gradient = jax.grad(lambda phi: ag.elbo(key, phi, x, model=model, family=family, num_samples=4000))(best)
+    assert jnp.abs(gradient[family.head.size :]).max() > 0.5
+
+
+FIXED = [F.CouplingFlow(3, 2, 4, 2), F.AutoregressiveFlow(3, 2, 5, 2), F.AuxiliaryFlow(3, 2, 2, 4, 2)]
+
+
+@pytest.mark.parametrize("flow", FIXED, ids=name_of)
+def test_flow_with_fixed_weights_is_the_flow(flow, key, x64):
+    phi = some_phi(flow)
+    head, weights = phi[: flow.head.size], phi[flow.head.size :]
+    family = F.FixedWeights(flow, weights)
+    assert (family.latent_dim, family.size) == (3, flow.head.size)
+    np.testing.assert_array_equal(family.whole(head), phi)
+    for have, want in zip(family.sample_and_log_prob(key, head), flow.sample_and_log_prob(key, phi), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-12)
+    assert hasattr(family, "log_prob") == hasattr(flow, "log_prob")
+    if hasattr(flow, "log_prob"):
+        z = jnp.array([0.1, 0.4, -1.0])
+        np.testing.assert_allclose(family.log_prob(z, head), flow.log_prob(z, phi), rtol=1e-12)
+
+
+def test_gradient_of_shared_weights_is_that_of_the_whole_flow(key, x64):
+    # Sticking the landing leaves out the score term of head and weights alike, whichever way they are passed.
+    from amortgap.inference.training.shared_weights import without_copies
+
+    model = ag.models.FactorAnalysis(loadings=jnp.eye(3, 2), mean=jnp.zeros(3), noise_variance=jnp.ones(3))
+    flow, x = F.CouplingFlow(2, 2, 4, 1), jnp.array([0.7, -0.2, 1.0])
+    encoder = ag.encoders.shared_flow(ag.encoders.mlp(key, 3, flow.head, width=4, depth=1), flow)
+    # At zero weights the two gradients agree by chance.
+    encoder = jax.tree.map(lambda leaf: leaf + 0.3, encoder)
+
+    def loss(encoder, split):
+        used, family = without_copies(encoder, flow) if split else (encoder, flow)
+        return ag.elbo(key, used(x), x, model=model, family=family, num_samples=3)
+
+    have, want = (jax.grad(loss)(encoder, split) for split in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), have, want)
+    assert without_copies(encoder.head, flow) == (encoder.head, flow)
+
+
+def test_mixture_of_one_is_the_mean_field_and_more_contain_fewer(x64):
+    one, narrow = F.MixtureOfNormals(2, 1), F.MeanFieldNormal(2)
+    phi = some_phi(one)
+    z = jnp.array([0.1, 0.4])
+    np.testing.assert_allclose(one.log_prob(z, phi), narrow.log_prob(z, phi[1:]), rtol=1e-12)
+    two, three = F.MixtureOfNormals(2, 2), F.MixtureOfNormals(2, 3)
+    log_weights, means, log_scales = two.unpack(some_phi(two))
+    again = jnp.concatenate([log_weights, log_weights[-1:]]) - jnp.log(jnp.array([1.0, 2.0, 2.0]))
+    wider = three.pack(again, jnp.concatenate([means, means[-1:]]), jnp.concatenate([log_scales, log_scales[-1:]]))
+    np.testing.assert_allclose(three.log_prob(z, wider), two.log_prob(z, some_phi(two)), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_richer_family_never_has_the_larger_gap(key):
+    # A correlated normal posterior: the mean field loses `mean_field_kl`, the flow that contains it loses less.
+    model = ag.models.FactorAnalysis(
+        loadings=jnp.array([[1.0, 0.9], [0.9, 1.0]]), mean=jnp.zeros(2), noise_variance=0.2 * jnp.ones(2)
+    )
+    x = jnp.array([1.0, -0.5])
+    posterior = model.posterior(x)
+    optimum = posterior.mean, jnp.diag(1 / jnp.sqrt(jnp.diag(posterior.precision)))
+    assert float(model.mean_field_kl()) > 0.3
+    for family in (F.CouplingFlow(2, 2, 4), F.AuxiliaryFlow(2, 1, 2, 4)):
+        start = family.from_moments(*optimum)
+        fit = ag.local_vi(key, x, model=model, family=family, init=start, num_steps=300, max_reruns=0)
+        gap = float(model.log_evidence(x) - fit.elbo)
+        assert gap < float(model.mean_field_kl()) + 5 * float(fit.standard_error)
+        assert gap > -5 * float(fit.standard_error)
+        if isinstance(family, F.CouplingFlow):
+            # A linear map suffices: a coupling flow holds every normal of two dimensions up to the limits of its nets.
+            assert gap < 0.1 * float(model.mean_field_kl())
+
+
+def test_draws_of_the_mixture_have_its_moments(key):
+    family = F.MixtureOfNormals(2, 3)
+    phi, n = some_phi(family, size=1.0).astype(jnp.float32), 20_000
+    zs, log_qs = jax.jit(jax.vmap(family.sample_and_log_prob, (0, None)))(jax.random.split(key, n), phi)
+    log_weights, means, log_scales = family.unpack(phi)
+    mean = jnp.exp(log_weights) @ means
+    variance = jnp.exp(log_weights) @ (jnp.exp(2 * log_scales) + means**2) - mean**2
+    assert np.all(np.abs(zs.mean(0) - mean) < 5 * jnp.sqrt(variance / n))
+    fourth = ((zs - mean[None]) ** 4).mean(0)
+    assert np.all(np.abs(zs.var(0) - variance) < 5 * jnp.sqrt((fourth - variance**2) / n))
+    np.testing.assert_allclose(log_qs, jax.vmap(family.log_prob, (0, None))(zs, phi), rtol=1e-4, atol=1e-4)
+
+
+def test_implicit_gradient_of_the_mixture_is_unbiased(key, x64):
+    # E[f(z)] of f(z) = z_1 z_2 + z_1^3 in closed form, its gradient by autodiff, weights included.
+    family, n = F.MixtureOfNormals(2, 2), 100_000
+    phi = some_phi(family, 1)
+
+    def exact(phi):
+        log_weights, means, log_scales = family.unpack(phi)
+        part = means[:, 0] * means[:, 1] + means[:, 0] ** 3 + 3 * means[:, 0] * jnp.exp(2 * log_scales[:, 0])
+        return jnp.exp(log_weights) @ part
+
+    def draw(key, phi):
+        z, _ = family.sample_and_log_prob(key, phi)
+        return z[0] * z[1] + z[0] ** 3
+
+    draws = jax.jit(jax.vmap(jax.grad(draw, argnums=1), (0, None)))(jax.random.split(key, n), phi)
+    error = draws.std(0) / n**0.5
+    assert np.all(np.abs(draws.mean(0) - jax.grad(exact)(phi)) < 5 * error)
+    assert np.abs(jax.grad(exact)(phi)[:2]).min() > 10 * np.asarray(error)[:2].max(), "the weights would go untested"
+
+
+def test_auxiliary_bound_stays_below_the_evidence_and_is_met_where_it_can_be(key, x64):
+    model = ag.models.FactorAnalysis(loadings=jnp.eye(2), mean=jnp.zeros(2), noise_variance=jnp.ones(2))
+    family, x = F.AuxiliaryFlow(2, 2, 2, 4), jnp.array([0.7, -0.2])
+    posterior = model.posterior(x)
+    best = family.from_moments(posterior.mean, jnp.sqrt(posterior.covariance))
+    draws = ag.objectives.elbo_draws(key, best, x, model=model, family=family, num_samples=20)
+    np.testing.assert_allclose(draws, model.log_evidence(x), rtol=1e-10)
+    far = ag.objectives.elbo_draws(key, some_phi(family), x, model=model, family=family, num_samples=2000)
+    assert far.mean() + 5 * far.std() / 2000**0.5 < model.log_evidence(x)
+    # The weights are unbiased for p(x): the mean of exp(draw - log p(x)) is one for every phi.
+    near = best + 0.1 * some_phi(family)
+    weights = jnp.exp(
+        ag.objectives.elbo_draws(key, near, x, model=model, family=family, num_samples=20_000) - model.log_evidence(x)
+    )
+    assert abs(weights.mean() - 1) < 5 * weights.std() / 20_000**0.5
+
+
+def test_enumerated_elbo_is_the_sum_and_is_met_at_the_posterior(key, x64):
+    table = jnp.log(jnp.array([0.1, 0.2, 0.05]))
+    model = ag.models.from_log_joint(lambda z, x: z @ table + x, latent_dim=3)
+    family, x = F.Categorical(3), jnp.asarray(0.3)
+    evidence = logsumexp(table) + x
+    draws = ag.objectives.elbo_draws(key, table, x, model=model, family=family, num_samples=4)
+    np.testing.assert_allclose(draws, evidence, rtol=1e-12)
+    phi = jnp.array([1.0, 0.0, -1.0])
+    q = jax.nn.softmax(phi)
+    elbo = ag.elbo(key, phi, x, model=model, family=family, num_samples=1)
+    np.testing.assert_allclose(elbo, q @ (table + x - jnp.log(q)), rtol=1e-12)
+    np.testing.assert_allclose(family.entropy(phi), stats.entropy(q), rtol=1e-12)
+    gradient = jax.grad(lambda phi: ag.elbo(key, phi, x, model=model, family=family, num_samples=1))(table)
+    np.testing.assert_allclose(gradient, 0, atol=1e-12)
+    bounds = jax.vmap(lambda k: ag.iw_bound(k, phi, x, model=model, family=family, num_samples=5))(
+        jax.random.split(key, 4000)
+    )
+    assert elbo < bounds.mean() < evidence
+    weights = jnp.exp(bounds - evidence)
+    assert abs(weights.mean() - 1) < 5 * weights.std() / 4000**0.5
+
+
+def test_log_normal_posterior_meets_the_closed_form_of_poisson_gamma(key, x64):
+    # lambda ~ Gamma(a, b), x ~ Poisson(t lambda), q log-normal: KL* is the remainder of Stirling's series.
+    a, b, x = 1.5, 1.0, 5.0
+    alpha, beta = a + x, b + 1.0
+
+    def log_joint(z, x):
+        rate = z[0]
+        return (a - 1) * jnp.log(rate) - b * rate + x * jnp.log(rate) - rate
+
+    model = ag.models.from_log_joint(log_joint, latent_dim=1)
+    family = F.ConstrainedNormal(1, "positive")
+    best = jnp.array([np.log(alpha / beta) - 0.5 / alpha, -0.5 * np.log(alpha)])
+    draws = ag.objectives.elbo_draws(key, best, jnp.asarray(x), model=model, family=family, num_samples=20_000)
+
+    evidence = gammaln(alpha) - alpha * np.log(beta)
+    kl = gammaln(alpha) - (alpha - 0.5) * np.log(alpha) + alpha - 0.5 * np.log(2 * np.pi)
+    assert abs(evidence - draws.mean() - kl) < 5 * draws.std() / 20_000**0.5
+    assert kl > 5 * draws.std() / 20_000**0.5, "the closed form would go untested"
+
+
+def test_constrained_family_takes_numpyro_transforms(x64):
+    from numpyro.distributions import biject_to, constraints
+
+    family = F.ConstrainedNormal(1, biject_to(constraints.interval(-1.0, 2.0)))
+    phi = some_phi(family)
+    total, _ = integrate.quad(lambda z: float(jnp.exp(family.log_prob(jnp.array([z]), phi))), -1 + 1e-9, 2 - 1e-9)
+    assert total == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(ValueError, match="bijector must map every coordinate on its own"):
+        F.ConstrainedNormal(2, biject_to(constraints.simplex))
+
+
+BAD = [
+    (lambda: F.CouplingFlow(1), "latent_dim must be at least 2 to be split into two halves, got 1"),
+    (lambda: F.MixtureOfNormals(2, 0), "num_components must be a whole number, at least 1, got 0"),
+    (lambda: F.Categorical(0), "num_categories must be a whole number, at least 1, got 0"),
+    (lambda: F.CouplingFlow(2, 0), "num_layers must be"),
+    (lambda: F.AutoregressiveFlow(2, 1, 0), "width must be"),
+    (lambda: F.AuxiliaryFlow(2, 0), "aux_dim must be"),
+    (lambda: F.AuxiliaryFlow(2, 1, 1), "num_layers must be a whole number, at least 2, got 1"),
+    (lambda: F.FixedWeights(F.CouplingFlow(2, 2, 4), jnp.zeros(3)), r"weights must have shape \(36,\), got \(3,\)"),
+    (lambda: F.FixedWeights(F.MeanFieldNormal(2), jnp.zeros(3)), "flow must have a head, got MeanFieldNormal"),
+    (lambda: F.ConstrainedNormal(2, "magic"), "bijector must be one of 'positive', 'unit_interval', got 'magic'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=range(len(BAD)))
+def test_impossible_families_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

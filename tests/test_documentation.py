@@ -1,0 +1,114 @@
+"""Every public name says what it takes and returns; the examples in docstrings, README and docs run."""
+
+import doctest
+import importlib
+import inspect
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+MODULES = (
+    "objectives", "expectations", "models", "families", "encoders", "inference", "evidence", "gaps",
+    "diagnostics", "diagnosis", "report", "data", "weights", "sweep",
+)  # fmt: skip
+# Where a function computes something mathematical, its docstring has the formula.
+MATHEMATICS = ("objectives", "gaps", "diagnostics")
+
+
+def public():
+    """The public functions and classes, with the module under which a user finds them."""
+    found = {}
+    for name in MODULES:
+        module = importlib.import_module(f"amortgap.{name}")
+        names = getattr(module, "__all__", None)
+        for each in names or vars(module):
+            value = getattr(module, each)
+            own = names is not None or getattr(value, "__module__", "") == module.__name__
+            if not each.startswith("_") and own and (inspect.isfunction(value) or inspect.isclass(value)):
+                found.setdefault(value, (name, each))
+    return [pytest.param(value, *where, id=".".join(where)) for value, where in found.items()]
+
+
+def test_the_reference_shows_every_public_module():
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    assert set(re.findall(r"automodule:: amortgap\.(\w+)", pages)) >= set(MODULES)
+
+
+@pytest.mark.parametrize(("value", "module", "name"), public())
+def test_docstring_names_everything_a_caller_meets(value, module, name):
+    said = inspect.getdoc(value) or ""
+    assert re.match(r"[^\n]{10,}", said), "no first sentence"
+    if inspect.isclass(value):
+        met = getattr(value, "__dataclass_fields__", None) or getattr(value, "_fields", ())
+    else:
+        met = inspect.signature(value).parameters
+        assert "Returns:" in said or re.search(r"\b[Rr]eturns?\b|\bYields?\b", said), "nothing about what returns"
+        if module in MATHEMATICS:
+            assert "Formula:" in said, "no formula"
+    missing = [each for each in met if not each.startswith("_") and not re.search(rf"\b{re.escape(each)}\b", said)]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", [
+    "objectives", "gaps.estimates", "inference.local.local_vi",
+    "inference.training.amortized", "evidence.methods", "families.normal",
+    "models.factor_analysis", "models.log_joint", "sweep.cells",
+])  # fmt: skip
+def test_examples_in_docstrings_run(name):
+    result = doctest.testmod(importlib.import_module(f"amortgap.{name}"))
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_every_command_of_the_pages_names_a_script_and_flags_that_exist():
+    commands = re.findall(r"python (experiments/\S+\.py)([^`#\n|]*)", TEXT)
+    assert len(commands) > 15
+    for script, flags in commands:
+        source = ROOT / script
+        assert source.exists(), script
+        options = [word for word in shlex.split(flags) if word.startswith("--")]
+        known = (ROOT / "amortgap" / "sweep" / "script.py").read_text() + "--preset --config --study"
+        text = known.replace("_", "-") + source.read_text().replace("_", "-")
+        for option in options:
+            assert option.removeprefix("--").partition(".")[0] in text, (script, option)
+
+
+def blocks():
+    """The Python examples of the pages that are complete programs."""
+    found = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    return [block for block in found if "import amortgap" in block or "amortgap as ag" in block]
+
+
+def test_the_pages_have_complete_examples():
+    assert len(blocks()) == 2
+    first = (ROOT / "README.md").read_text()
+    assert all(f"ag.{name}(" in first for name in ("elbo", "local_vi", "amortized_vi", "inference_gaps", "diagnose"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_figures_of_a_page_exist(page):
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert all((page.parent / target).is_file() for target in targets)
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert page.name in ("README.md", "index.md") or f"\n{page.stem}\n" in index
+
+
+def test_the_readme_links_every_page_that_tells_more():
+    told = {page.name for page in PAGES[1:]} - {"index.md", "notebooks.md", "changelog.md", "contributing.md"}
+    assert told == set(re.findall(r"\]\(docs/(\w+\.md)\)", (ROOT / "README.md").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_example_of_the_pages_runs(number, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", blocks()[number]], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "amortization" in done.stdout
