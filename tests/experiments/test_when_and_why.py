@@ -80,6 +80,33 @@ def test_claims_follow_the_rows():
     assert [claim["verdict"] for claim in claims(rows)][:2] == ["does not hold", "does not hold"]
 
 
+def _saw_rows(seeds: int, last: float):
+    from studies.when_and_why.study import row
+
+    rows = []
+    for part, gap in (("saw, 1 input", 300.0), ("saw, 2 inputs", 0.01)):
+        where = {"part": part, "method": "A-VI, default", "num_data": 9, "size": 2}
+        rows += [row(**where, seed=seed, quantity="gap, nats", value=gap) for seed in range(seeds)]
+        path = enumerate((2 * gap, last * gap, gap))
+        rows += [row(**where, seed=0, quantity="path, nats", value=value, step=step) for step, value in path]
+        rows.append(row(**where, quantity="median gap, nats", value=gap))
+    return rows
+
+
+@pytest.mark.parametrize(("seeds", "last", "verdict", "reason"), [
+    (10, 1.001, "holds", "converged trainings"),
+    (2, 1.001, "not resolved", "3 are needed"),
+    (10, 1.2, "not resolved", "training had not converged"),
+    # Three seeds that agree are too few for one of so many claims.
+    (3, 1.001, "not resolved", "converged trainings"),
+])  # fmt: skip
+def test_a_comparison_of_trainings_needs_seeds_and_convergence(seeds, last, verdict, reason):
+    from studies.when_and_why.claims import claims
+
+    (found,) = (c for c in claims(_saw_rows(seeds, last)) if c["claim"].startswith("with x_n alone no width"))
+    assert found["verdict"] == verdict and reason in found["reason"]
+
+
 def test_figures_show_gaps_dead_seeds_and_paths():
     from studies.when_and_why.figure import paths_figure, results_figure
     from studies.when_and_why.study import row

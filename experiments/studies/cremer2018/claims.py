@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from amortgap.sweep import Column
 from studies.cremer2018.bounds import best_evidence, gaps
 from studies.cremer2018.parts import TABLES
 from studies.cremer2018.published import ROWS, published
 from studies.cremer2018.study import AIS, PER_IMAGE
+from studies.verdicts import LEVEL, UNRESOLVED, Trainings, holm, settled
 
 CLAIMS = (
     Column("claim", str, "what the paper says", key=True),
     Column("verdict", str, "holds, does not hold, or not resolved"),
+    Column("reason", str, "what the verdict rests on, or why there is none"),
     Column("value", float, "the number that decides, nats"),
-    Column("low", float, "lower end of its 95 % interval, nats"),
+    Column("low", float, "lower end of its 95 % interval, over images and, where there are several, seeds; nats"),
     Column("high", float, "upper end, nats"),
     Column("what", str, "what the number is; above zero the claim holds"),
     Column("command", str, "the command that computes it"),
@@ -38,6 +43,8 @@ PAPER = (
     Column("rerun_2022", float, "independent rerun in JAX, as printed in its notebooks"),
 )
 _NORMAL_QUANTILE = 1.959964
+# Claims about a single training; all others compare two.
+_OF_ONE_TRAINING = ("1.", "6.")
 SCRIPT = "python experiments/cremer2018.py --experiments"
 
 
@@ -102,21 +109,20 @@ class Images:
         return gaps(self._groups[experiment, data, model, variant, step, split], family)
 
 
-def _paired(differences: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the mean of a sum of terms on the same images and its standard error."""
-    total = np.sum(differences, axis=0)
-    total = total[np.isfinite(total)]
-    return float(total.mean()), float(total.std(ddof=1) / len(total) ** 0.5)
+# The values whose mean decides a claim, one for each image, and what they are.
+Test = tuple[np.ndarray, str]
 
 
-# The number whose sign decides a claim: mean, standard error, what it is.
-Test = tuple[float, float, str]
+def _paired(terms: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sums of terms on the same images."""
+    total = np.sum(terms, axis=0)
+    return total[np.isfinite(total)]
 
 
 def _amortization_dominates(images: Images, data: str, least: float, model: str) -> Test:
     found = images.values("inference-gaps", data, model)
-    mean, error = _paired([found["amortization gap"], -least * found["approximation gap"]])
-    return mean, error, f"amortization gap less {least:g} times the approximation gap, {model} on {data}"
+    total = _paired([found["amortization gap"], -least * found["approximation gap"]])
+    return total, f"amortization gap less {least:g} times the approximation gap, {model} on {data}"
 
 
 def _loss_of_normals(found: dict[str, np.ndarray]) -> np.ndarray:
@@ -126,35 +132,35 @@ def _loss_of_normals(found: dict[str, np.ndarray]) -> np.ndarray:
 def _decoder_adapts(images: Images, data: str) -> Test:
     """AF-trained model with the best FFG against FFG-trained model with the best AF."""
     flow, normal = (images.values("inference-gaps", data, model) for model in ("AF", "FFG"))
-    mean, error = _paired([_loss_of_normals(flow), -5.0 * _loss_of_normals(normal)])
+    total = _paired([_loss_of_normals(flow), -5.0 * _loss_of_normals(normal)])
     what = f"{data}: what an AF-trained model loses with the best FFG instead of AF, less five times the same of the"
-    return mean, error, f"{what} FFG-trained one"
+    return total, f"{what} FFG-trained one"
 
 
 def _warmup_allows_it(images: Images, data: str) -> Test:
     warm, cold = (images.values(name, data, "AF") for name in ("inference-gaps", "no-warm-up"))
-    mean, error = _paired([_loss_of_normals(warm), -2.0 * _loss_of_normals(cold)])
-    return mean, error, f"{data}: that loss of the AF-trained model with warm-up, less twice the one without"
+    total = _paired([_loss_of_normals(warm), -2.0 * _loss_of_normals(cold)])
+    return total, f"{data}: that loss of the AF-trained model with warm-up, less twice the one without"
 
 
 def _larger_encoder(images: Images, data: str, model: str) -> Test:
     small, large = (
         images.values(name, data, model)["amortization gap"] for name in ("inference-gaps", "larger-encoder")
     )
-    mean, error = _paired([small, -large])
-    return mean, error, f"{data}, {model}: amortization gap of the encoder less that of the larger one"
+    total = _paired([small, -large])
+    return total, f"{data}, {model}: amortization gap of the encoder less that of the larger one"
 
 
 def _warmup_improves(images: Images, data: str, model: str) -> Test:
     warm, cold = (best_evidence(images.values(name, data, model)) for name in ("inference-gaps", "no-warm-up"))
-    mean, error = _paired([warm, -cold])
-    return mean, error, f"{data}, {model}: log p(x) with warm-up less that without"
+    total = _paired([warm, -cold])
+    return total, f"{data}, {model}: log p(x) with warm-up less that without"
 
 
 def _flow_parameters_amortize(images: Images, data: str, family: str) -> Test:
     normal, flow = (images.values("frozen-decoder", data, "FFG", name)["amortization gap"] for name in ("FFG", family))
-    mean, error = _paired([normal, -flow])
-    return mean, error, f"{data}: amortization gap of FFG less that of {family}, frozen decoder, no hidden layer"
+    total = _paired([normal, -flow])
+    return total, f"{data}: amortization gap of FFG less that of {family}, frozen decoder, no hidden layer"
 
 
 def _decoder_depth(images: Images, data: str, shallow: int, deep: int) -> Test:
@@ -163,15 +169,15 @@ def _decoder_depth(images: Images, data: str, shallow: int, deep: int) -> Test:
             return images.values("inference-gaps", data, "FFG")["approximation gap"]
         return images.values("decoder-size", data, "FFG", f"{depth} hidden layers")["approximation gap"]
 
-    mean, error = _paired([approximation(shallow), -approximation(deep)])
-    return mean, error, f"{data}: approximation gap with {shallow} hidden layers in the decoder less that with {deep}"
+    total = _paired([approximation(shallow), -approximation(deep)])
+    return total, f"{data}: approximation gap with {shallow} hidden layers in the decoder less that with {deep}"
 
 
 def _over_training(images: Images, data: str, gap: str) -> Test:
     steps = images.steps("over-training", data, "FFG")
     first, last = (images.values("over-training", data, "FFG", step=s, split="test") for s in (steps[0], steps[-1]))
-    mean, error = _paired([last[gap], -first[gap]])
-    return mean, error, f"{data}, held-out images: {gap} after {steps[-1]} steps less that after {steps[0]}"
+    total = _paired([last[gap], -first[gap]])
+    return total, f"{data}, held-out images: {gap} after {steps[-1]} steps less that after {steps[0]}"
 
 
 def _flatter(images: Images, data: str) -> Test:
@@ -181,57 +187,106 @@ def _flatter(images: Images, data: str) -> Test:
     mean = [float(np.mean(value)) for value in growth.values()]
     # About flat: it changes by less than a third of what the other grows by, in either direction.
     sign = math.copysign(1.0, mean[1])
-    value, error = _paired([growth["amortization gap"] / 3, -sign * growth["approximation gap"]])
-    return value, error, f"{data}: a third of that growth less the size of the change of the approximation gap"
+    total = _paired([growth["amortization gap"] / 3, -sign * growth["approximation gap"]])
+    return total, f"{data}: a third of that growth less the size of the change of the approximation gap"
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the claims, each with the number that decides it, its interval and the command."""
-    images = Images(rows)
+    """Return the claims, each with the number that decides it, its interval and the command.
+
+    Rows may say the `seed` of their training and whether it had `converged`; without, they are of one seed and had not.
+    """
+    seeds: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        seeds.setdefault(row.get("seed", 0), []).append(row)
+    images = [Images(found) for _, found in sorted(seeds.items())]
+    unfinished = {row["experiment"] for row in rows if not row.get("converged", False)}
     data = sorted({row["data"] for row in rows})
     mnist = "mnist" if "mnist" in data else data[0]
     fashion = "fashion_mnist" if "fashion_mnist" in data else data[0]
-    tests: list[tuple[str, str, Callable[[], Test]]] = []
+    tests: list[tuple[str, str, Callable[[Images], Test]]] = []
     for name, least in ((mnist, 0.8), (fashion, 1.2)):
         size = "clearly larger than" if least > 1 else "about equal to or larger than"
         tests += [
             (f"1. on {name} the amortization gap is {size} the approximation gap ({model})", "inference-gaps",
-             lambda name=name, least=least, model=model: _amortization_dominates(images, name, least, model))
+             partial(_amortization_dominates, data=name, least=least, model=model))
             for model in ("FFG", "AF")
         ]  # fmt: skip
     for name in dict.fromkeys((mnist, fashion)):
         both = "inference-gaps no-warm-up"
         tests += [
             (f"2. on {name} a model trained with AF is far worse with the best FFG than the reverse", "inference-gaps",
-             lambda name=name: _decoder_adapts(images, name)),
+             partial(_decoder_adapts, data=name)),
             (f"2. on {name} warm-up is what lets the decoder adapt to the family", both,
-             lambda name=name: _warmup_allows_it(images, name)),
+             partial(_warmup_allows_it, data=name)),
             *((f"3. on {name} a larger encoder cuts the amortization gap ({model})", "inference-gaps larger-encoder",
-               lambda name=name, model=model: _larger_encoder(images, name, model)) for model in ("FFG", "AF")),
+               partial(_larger_encoder, data=name, model=model)) for model in ("FFG", "AF")),
         ]  # fmt: skip
     tests += [
         *((f"3. warm-up improves log p(x) on {fashion} ({model})", "inference-gaps no-warm-up",
-           lambda model=model: _warmup_improves(images, fashion, model)) for model in ("FFG", "AF")),
+           partial(_warmup_improves, data=fashion, model=model)) for model in ("FFG", "AF")),
         *((f"4. on a frozen decoder the parameters of {family} reduce the amortization gap", "frozen-decoder",
-           lambda family=family: _flow_parameters_amortize(images, mnist, family)) for family in ("Flow", "AF")),
+           partial(_flow_parameters_amortize, data=mnist, family=family)) for family in ("Flow", "AF")),
         ("5. a deeper decoder shrinks the approximation gap (0 to 2 layers)", "inference-gaps decoder-size",
-         lambda: _decoder_depth(images, mnist, 0, 2)),
+         partial(_decoder_depth, data=mnist, shallow=0, deep=2)),
         ("5. a deeper decoder shrinks the approximation gap (2 to 4 layers)", "inference-gaps decoder-size",
-         lambda: _decoder_depth(images, mnist, 2, 4)),
+         partial(_decoder_depth, data=mnist, shallow=2, deep=4)),
         ("6. over training the amortization gap of held-out images grows", "over-training",
-         lambda: _over_training(images, fashion, "amortization gap")),
+         partial(_over_training, data=fashion, gap="amortization gap")),
         ("6. over training their approximation gap stays about flat", "over-training",
-         lambda: _flatter(images, fashion)),
+         partial(_flatter, data=fashion)),
     ]  # fmt: skip
-    return [_judged(claim, experiments, test) for claim, experiments, test in tests]
+    found = [_computed(images, test) for _, _, test in tests]
+    corrected = holm([each and each.p_value for each in found])
+    judged = []
+    for (claim, experiments, _), each, p_value in zip(tests, found, corrected, strict=True):
+        row: dict[str, Any] = {"claim": claim, "command": f"{SCRIPT} {experiments}"}
+        if each is None or p_value is None:
+            nothing = dict.fromkeys(("value", "low", "high"))
+            judged.append(row | {"verdict": UNRESOLVED, "reason": "not computed", "what": "not computed"} | nothing)
+            continue
+        trainings = Trainings(
+            converged=unfinished.isdisjoint(experiments.split()),
+            seeds=None if claim.startswith(_OF_ONE_TRAINING) else each.seeds,
+        )
+        holds = each.value > 0 if p_value < LEVEL else None
+        verdict, reason = settled(holds, trainings, f"p = {p_value:.2g}, corrected for the number of tests")
+        low, high = each.value - each.half, each.value + each.half
+        row |= {"verdict": verdict, "reason": reason, "value": each.value, "low": low, "high": high}
+        judged.append(row | {"what": each.what})
+    return judged
 
 
-def _judged(claim: str, experiments: str, test: Callable[[], Test]) -> dict[str, Any]:
-    row: dict[str, Any] = {"claim": claim, "command": f"{SCRIPT} {experiments}"}
-    try:
-        value, error, what = test()
-    except KeyError:
-        return row | {"verdict": "not resolved", "value": None, "low": None, "high": None, "what": "not computed"}
-    low, high = value - _NORMAL_QUANTILE * error, value + _NORMAL_QUANTILE * error
-    verdict = "holds" if low > 0 else "does not hold" if high < 0 else "not resolved"
-    return row | {"verdict": verdict, "value": value, "low": low, "high": high, "what": what}
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The number that decides a claim, half its 95 % interval, and the seeds it was computed from."""
+
+    value: float
+    half: float
+    p_value: float
+    seeds: int
+    what: str
+
+
+def _computed(images: Sequence[Images], test: Callable[[Images], Test]) -> _Found | None:
+    """Return the number that decides a claim; None where no seed has what it needs."""
+    totals, what = [], ""
+    for each in images:
+        try:
+            total, what = test(each)
+        except KeyError:
+            continue
+        totals.append(total)
+    if not totals:
+        return None
+    means = [float(total.mean()) for total in totals]
+    # Images are the same for all seeds: more seeds do not make that part of the error smaller.
+    squared = float(np.mean([total.var(ddof=1) / len(total) for total in totals]))
+    value, seeds = float(np.mean(means)), len(means)
+    if seeds == 1:
+        error, quantile, tail = squared**0.5, _NORMAL_QUANTILE, stats.norm.sf
+    else:
+        error = (squared + float(np.var(means, ddof=1)) / seeds) ** 0.5
+        quantile, tail = float(stats.t.ppf(0.975, seeds - 1)), partial(stats.t.sf, df=seeds - 1)
+    p_value = 2 * float(tail(abs(value) / max(error, 1e-300)))
+    return _Found(value, quantile * error, p_value, seeds, what)
