@@ -68,9 +68,3 @@ def minutes(seconds: float) -> str:
 def plus(value: float, error: float, places: int = 2) -> str:
     """Return a number and its standard error."""
     return f"{value:.{places}f} ± {error:.{places}f}"
-
-
-def interval(row: Row, sign: int = 1) -> str:
-    """Return the value of a row, times the sign, and its 95 % interval."""
-    value, *ends = (sign * float(row[name]) for name in ("value", "low", "high"))
-    return f"{value:.2f} [{min(ends):.2f}, {max(ends):.2f}]"
