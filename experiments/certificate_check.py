@@ -10,8 +10,8 @@ of the truth, plus the tenth of it that higher orders are allowed, for 90 % of t
 converged none may miss more than three times the tolerance.
 
 Writes OUT/table.csv, OUT/table.json and OUT/certificate_check.{pdf,png}; the exit status is 1 if the default preset
-misses a requirement (to expect: no fit called converged misses more than 0.029 nats). Every model is a cell of a sweep:
-run again with the same OUT to resume.
+misses a requirement (to expect: no fit called converged misses more than 0.029 nats; other models may do worse). Every
+model is a cell of a sweep: run again with the same OUT to resume.
 """
 
 from __future__ import annotations
