@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         inference,
         models,
         objectives,
+        protocols,
         report,
         weights,
     )
@@ -56,12 +57,13 @@ if TYPE_CHECKING:
         train_vae_aggressively,
         whole_elbo,
     )
-    from amortgap.objectives import cubature_elbo, elbo, iw_bound, quadrature_elbo
+    from amortgap.objectives import cubature_elbo, elbo, iw_bound, log_weight, quadrature_elbo
 
 _HOMES = {
     "cubature_elbo": "objectives",
     "elbo": "objectives",
     "iw_bound": "objectives",
+    "log_weight": "objectives",
     "quadrature_elbo": "objectives",
     "Expectation": "expectations",
     "global_local_vi": "inference",
@@ -105,6 +107,7 @@ _MODULES = (
     "inference",
     "models",
     "objectives",
+    "protocols",
     "report",
     "weights",
 )
@@ -143,8 +146,10 @@ __all__ = [
     "local_vi",
     "local_vi_from_starts",
     "log_evidence",
+    "log_weight",
     "models",
     "objectives",
+    "protocols",
     "quadrature_elbo",
     "recursive_mixture",
     "refine",

@@ -59,14 +59,15 @@ def part(name):
 
 
 # What each part of the package may import, besides itself; every part has a line.
-_BASE = {"_internal"}
+_BASE = {"_internal", "protocols"}
 _LEAVES = _BASE | {"data", "networks", "families", "expectations"}
 _BOUNDS = _LEAVES | {"objectives", "interop"}
 _MODELS = _BOUNDS | {"models", "encoders", "evidence"}
 _INFERENCE = _MODELS | {"inference"}
 _GAPS = _INFERENCE | {"gaps"}
 ALLOWED = {
-    "_internal": set(),
+    "protocols": set(),
+    "_internal": {"protocols"},
     "runtime": set(),
     "data": _BASE,
     "networks": _BASE,
@@ -127,7 +128,11 @@ def test_nothing_imports_the_experiments_and_only_networks_and_interop_know_flax
 
 
 def test_the_reader_of_imports_sees_imports():
-    assert internal("amortgap.objectives") == {"amortgap._internal.checks", "amortgap.expectations"}
+    assert internal("amortgap.objectives") == {
+        "amortgap._internal.checks",
+        "amortgap.expectations",
+        "amortgap.protocols",
+    }
     assert "amortgap.objectives" in internal("amortgap.inference.training.amortized")
     assert "amortgap.sweep.cells" in internal("amortgap.sweep")
     assert "amortgap.interop.numpyro_model" in internal("amortgap.models")

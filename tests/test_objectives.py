@@ -71,12 +71,8 @@ def test_cubature_is_exact_for_a_quadratic_log_joint(key, family):
 
 
 def test_cubature_needs_a_family_with_transform_and_entropy():
-    class Bare:
-        size = 5
-        latent_dim = 2
-
-    with pytest.raises(ValueError, match=r"family.transform and family.entropy, Bare lacks one"):
-        ag.cubature_elbo(PHI, X, model=MODEL, family=Bare())
+    with pytest.raises(ValueError, match=r"family.transform and family.entropy, SampleOnly lacks one"):
+        ag.cubature_elbo(PHI, X, model=MODEL, family=SampleOnly())
     with pytest.raises(ValueError, match=r"phi must have shape \(5,\)"):
         ag.cubature_elbo(PHI[:3], X, model=MODEL, family=FAMILY)
 
@@ -147,7 +143,8 @@ class SampleOnly:
     """The least that a family may be: no noise to mirror, no entropy."""
 
     latent_dim, size = FAMILY.latent_dim, FAMILY.size
-    sample_and_log_prob, log_prob = staticmethod(FAMILY.sample_and_log_prob), staticmethod(FAMILY.log_prob)
+    standard, sample_and_log_prob = staticmethod(FAMILY.standard), staticmethod(FAMILY.sample_and_log_prob)
+    log_prob = staticmethod(FAMILY.log_prob)
 
 
 def test_a_family_that_only_samples_is_enough(key):
@@ -159,6 +156,26 @@ def test_a_family_that_only_samples_is_enough(key):
     for refused in ({"antithetic": True}, {"estimator": "analytic_entropy"}):
         with pytest.raises(ValueError, match="SampleOnly"):
             ag.elbo(key, PHI, X, **settings, **refused)
+
+
+def test_the_weight_of_every_latent_is_p_of_x_at_the_posterior_and_p_over_q_elsewhere():
+    for z in (jnp.zeros(FAMILY.latent_dim), jnp.full(FAMILY.latent_dim, 2.0)):
+        weigh = partial(ag.log_weight, z, X, model=MODEL, family=FAMILY)
+        np.testing.assert_allclose(weigh(exact_phi()), MODEL.log_evidence(X), rtol=1e-5)
+        np.testing.assert_allclose(weigh(PHI), MODEL.log_joint(z, X) - FAMILY.log_prob(z, PHI), rtol=1e-6)
+        np.testing.assert_allclose(weigh(PHI, log_q=jnp.zeros(())), MODEL.log_joint(z, X), rtol=1e-6)
+    with pytest.raises(ValueError, match="z must be one latent of shape"):
+        ag.log_weight(jnp.zeros(FAMILY.latent_dim + 1), X, PHI, model=MODEL, family=FAMILY)
+
+
+def test_a_family_or_model_without_a_required_part_is_refused_by_the_name_of_the_part(key, as_users_call):
+    class NoSampler:
+        latent_dim, size = FAMILY.latent_dim, FAMILY.size
+
+    with pytest.raises(ValueError, match="family must have standard, sample_and_log_prob, which NoSampler lacks"):
+        ag.elbo(key, PHI, X, model=MODEL, family=NoSampler(), num_samples=1)
+    with pytest.raises(ValueError, match="family must be an instance, got the class MeanFieldNormal"):
+        ag.elbo(key, PHI, X, model=MODEL, family=ag.families.MeanFieldNormal, num_samples=1)
 
 
 def test_jit_and_vmap_give_what_the_loop_gives(key):

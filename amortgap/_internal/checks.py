@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from amortgap.protocols import Family, Model
+
 
 def is_concrete(tree: Any) -> bool:
     """True if every leaf of `tree` is an array whose values can be read now."""
@@ -168,21 +170,36 @@ def check_range(name: str, xs: Any, *, low: float, high: float | None = None, wh
         raise ValueError(f"{name} must hold whole numbers, got {host[host != np.round(host)].ravel()[0]:g}")
 
 
-def check_sizes(model: Any, family: Any) -> None:
-    """Refuse a model of no single datum, and a family whose latent dimension differs from the model's."""
+def check_sizes(model: object, family: object) -> None:
+    """Refuse a model or a family that lacks a required part, and a pair whose latent dimensions differ."""
     if not hasattr(model, "log_joint"):
         hint = "; a model with a global latent has one by ag.models.fix_global" if hasattr(model, "log_local") else ""
         hint = "; its trained model is its attribute `model`" if hasattr(model, "model") else hint
         raise ValueError(f"model must have log_joint(z, x), which {type(model).__name__} lacks{hint}")
+    _check_parts("model", model, Model)
     check_latent_dim(model, family)
 
 
-def check_latent_dim(model: Any, family: Any) -> None:
-    """Refuse a family whose latent dimension differs from the model's."""
-    if model.latent_dim != family.latent_dim:
+def check_latent_dim(model: object, family: object) -> None:
+    """Refuse a family that lacks a required part, and one whose latent dimension differs from the model's."""
+    _check_parts("family", family, Family)
+    wanted, got = getattr(model, "latent_dim", None), getattr(family, "latent_dim", None)
+    if wanted != got:
         raise ValueError(
-            f"model and family must have the same latent dimension, got model.latent_dim = {model.latent_dim} "
-            f"and family.latent_dim = {family.latent_dim}"
+            f"model and family must have the same latent dimension, got model.latent_dim = {wanted} "
+            f"and family.latent_dim = {got}"
+        )
+
+
+def _check_parts(argument: str, value: object, contract: type) -> None:
+    """Refuse a value that lacks a part of its protocol, naming the parts, or that is a class and not an instance."""
+    if isinstance(value, type):
+        raise ValueError(f"{argument} must be an instance, got the class {value.__name__}; call it with its sizes")
+    parts = [name for name in vars(contract) if not name.startswith("_") and not hasattr(value, name)]
+    if parts:
+        raise ValueError(
+            f"{argument} must have {', '.join(parts)}, which {type(value).__name__} lacks; what a {argument} "
+            f"must offer is in amortgap.protocols.{contract.__name__}"
         )
 
 

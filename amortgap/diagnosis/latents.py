@@ -13,6 +13,7 @@ from amortgap._internal.devices import map_data
 from amortgap.diagnosis.measuring import proposal_family
 from amortgap.diagnosis.parts import Coverage, Latents, Measured, Problem
 from amortgap.evidence.pareto import UNRELIABLE, pareto_k
+from amortgap.protocols import HasDensity, HasMoments
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _DRAWS = 500
@@ -23,7 +24,7 @@ def _moments(key: jax.Array, phis: Array, family: Any) -> tuple[Array, Array]:
     """Return mean and variance of every coordinate under q of every datum, each [N, d]."""
 
     def one(index: Array, phi: Array) -> tuple[Array, Array]:
-        if hasattr(family, "moments"):
+        if isinstance(family, HasMoments):
             mean, scale = family.moments(phi)
             return mean, jnp.sum(scale**2, axis=1)
         keys = jax.random.split(jax.random.fold_in(key, index), _DRAWS)
@@ -51,7 +52,7 @@ def coverage(key: jax.Array, measured: Measured, xs: Any, problem: Problem) -> C
     weighted by `p(x, z) / proposal(z)`. Data whose weights have a k-hat above 0.7 are left out.
     """
     of = proposal_family(problem.family)
-    if not (hasattr(problem.family, "log_prob") and hasattr(of, "log_prob")):
+    if not (isinstance(problem.family, HasDensity) and isinstance(of, HasDensity)):
         return None
     found = _inside(key, measured.encoded, measured.proposal, xs, problem.model, problem.family, of)
     inside, shape = map(np.asarray, found)

@@ -21,6 +21,7 @@ from amortgap.expectations import MAX_NODES
 from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal
 from amortgap.gaps.measure import evaluate_bounds, inference_gaps
 from amortgap.inference.local.local_vi import fit_local
+from amortgap.protocols import HasExactEvidence
 
 # Data in a batch: enough to keep the machine busy, few enough that the second batch tells what the rest will take.
 BATCH = 100
@@ -40,7 +41,7 @@ def richer_family(family: Any) -> FullRankNormal | None:
 
 def evidence_method(model: Any) -> str:
     """Return how log p(x) is had: exactly, on a grid where that costs no more than draws, or by importance sampling."""
-    return "quadrature" if model.latent_dim <= _GRID_DIM and not hasattr(model, "log_evidence") else "auto"
+    return "quadrature" if model.latent_dim <= _GRID_DIM and not isinstance(model, HasExactEvidence) else "auto"
 
 
 def proposal_family(family: Any) -> Any:

@@ -20,12 +20,12 @@ from amortgap._internal.devices import encode
 from amortgap.diagnosis.clock import Clock
 from amortgap.diagnosis.measuring import DRAWS, richer_family, take
 from amortgap.diagnosis.parts import Measured, Problem, TriedRemedy
-from amortgap.families import MeanFieldNormal
 from amortgap.gaps import Estimate, paired_difference
 from amortgap.gaps.measure import EvaluatedBounds, evaluate_bounds
 from amortgap.inference.refinement.refine import refine
 from amortgap.inference.training.amortized import amortized_vi
 from amortgap.networks import count_weights
+from amortgap.protocols import Simulating, is_diagonal
 
 REFINEMENT_STEPS = (5, 20)
 # Of the natural gradient, whose rate has no unit, and of Adam for other families; antithetic pairs of draws.
@@ -99,7 +99,7 @@ def _refined(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, sett
 
 def _refine(steps: int, key: jax.Array, place: Place, seconds: float) -> _Trial:
     model, family = place.problem.model, place.problem.family
-    how = _NATURAL if isinstance(family, MeanFieldNormal) else _ADAM
+    how = _NATURAL if is_diagonal(family) else _ADAM
     settings = tuple(sorted((how | {"num_steps": steps}).items()))
     key_steps, key_choice = jax.random.split(key)
     encoded = jnp.asarray(place.test.encoded)
@@ -152,7 +152,7 @@ def _more_training(key: jax.Array, place: Place, seconds: float) -> _Trial:
 
 def _simulated_training(key: jax.Array, place: Place, seconds: float) -> _Trial:
     problem = place.problem
-    if not hasattr(problem.model, "sample"):
+    if not isinstance(problem.model, Simulating):
         raise NotTried("the model cannot simulate data: it has no `sample`")
     weights = count_weights(problem.encoder)
     if not weights:

@@ -26,6 +26,7 @@ from amortgap._internal.checks import (
 )
 from amortgap._internal.devices import encode, map_data
 from amortgap.gaps import Estimate, estimate
+from amortgap.protocols import HasDensity, HasPrior
 
 
 class RateSplit(NamedTuple):
@@ -108,7 +109,7 @@ class AggregatePosterior:
         check_key(key)
         check_latent_dim(model, self.family)
         check_count("num_samples", num_samples, minimum=2)
-        if not hasattr(model, "log_prior"):
+        if not isinstance(model, HasPrior):
             raise ValueError(f"the rate needs model.log_prior, which {type(model).__name__} lacks")
         means, errors = _split(key, self, model, num_samples)
         return RateSplit(*(estimate(mean, error) for mean, error in zip(means, errors, strict=True)))
@@ -145,7 +146,7 @@ def aggregate_posterior(
     check_count("block_size", block_size)
     if (encoder is None) == (phi is None):
         raise ValueError("give the encoder or the phi of every datum, one of the two")
-    if not hasattr(family, "log_prob"):
+    if not isinstance(family, HasDensity):
         raise ValueError(f"an aggregated posterior needs family.log_prob, which {type(family).__name__} lacks")
     if encoder is not None:
         phi = encode(check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs)), xs)

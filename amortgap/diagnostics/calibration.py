@@ -14,6 +14,7 @@ from scipy import stats
 from amortgap._internal.checks import check_count, check_data, check_key, check_phis, check_sizes, num_rows
 from amortgap._internal.devices import map_data
 from amortgap.evidence import Evidence, evidence_of_data
+from amortgap.protocols import HasDensity, Simulating
 
 
 class Simulations(NamedTuple):
@@ -116,7 +117,7 @@ def simulate(key: jax.Array, *, model: Any, num_data: int) -> Simulations:
     """
     check_key(key)
     check_count("num_data", num_data)
-    if not hasattr(model, "sample"):
+    if not isinstance(model, Simulating):
         raise ValueError(f"simulation needs model.sample, which {type(model).__name__} lacks")
     return Simulations(*jax.vmap(lambda i: model.sample(jax.random.fold_in(key, i)))(jnp.arange(num_data)))
 
@@ -188,7 +189,7 @@ def calibration(
     check_count("num_draws", num_draws)
     xs = check_data("simulations.xs", simulations.xs, model)
     check_phis("phis", phis, family, num_rows(xs))
-    if not hasattr(family, "log_prob"):
+    if not isinstance(family, HasDensity):
         raise ValueError(f"calibration needs family.log_prob, which {type(family).__name__} lacks")
     ranks, density_ranks = _ranks(key, phis, simulations.latents, family, num_draws)
     return Calibration(ranks, density_ranks, num_draws)

@@ -13,6 +13,7 @@ from amortgap._internal.checks import check_count, check_key
 from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE, check_row
 from amortgap.networks import Network, count_weights, dense
+from amortgap.protocols import HasHead
 
 
 @checked_record
@@ -127,6 +128,6 @@ def shared_flow(head: Any, family: Any) -> SharedFlowEncoder:
     Raises:
       ValueError: a family without a head.
     """
-    if not hasattr(family, "head"):
+    if not isinstance(family, HasHead):
         raise ValueError(f"family must be a flow with a head, got {type(family).__name__}")
     return SharedFlowEncoder(head, family.standard()[family.head.size :])

@@ -31,6 +31,7 @@ from amortgap.evidence.optimum import optimum_excess
 from amortgap.evidence.pareto import UNRELIABLE
 from amortgap.evidence.quadrature import quadrature
 from amortgap.evidence.records import Evidence, Sandwich
+from amortgap.protocols import HasExactEvidence
 
 # Evaluations of the model in flight: few enough to stay in cache, enough to fill the matrix products.
 _ROWS = 1000
@@ -83,7 +84,7 @@ def evidence_of_data(
     check_method("method", method, model)
     xs = check_data("xs", xs, model)
     if method == "auto":
-        method = "exact" if hasattr(model, "log_evidence") else "importance"
+        method = "exact" if isinstance(model, HasExactEvidence) else "importance"
     if method == "importance":
         if family is None or phis is None:
             raise ValueError("method 'importance' needs a proposal: give family and phis")

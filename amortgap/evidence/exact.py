@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from amortgap._internal.checks import check_datum
 from amortgap.evidence.records import Evidence
+from amortgap.protocols import HasExactEvidence
 
 
 def check_exact(model: Any) -> None:
     """Refuse a model without a closed form of log p(x)."""
-    if not hasattr(model, "log_evidence"):
+    if not isinstance(model, HasExactEvidence):
         raise ValueError(f"method 'exact' needs model.log_evidence, which {type(model).__name__} lacks")
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_choice, check_phi, check_sizes
+from amortgap.protocols import HasDensity, HasMoments
 
 STARTS = ("prior", "q")
 
@@ -73,10 +74,10 @@ def make_path(model: Any, x: Any, *, start: str, family: Any, phi: Any) -> Path:
         raise ValueError("start 'q' needs a distribution to start from: give family and phi")
     check_sizes(model, family)
     check_phi(phi, family)
-    if not hasattr(family, "log_prob"):
+    if not isinstance(family, HasDensity):
         raise ValueError(f"start 'q' needs family.log_prob, which {type(family).__name__} lacks")
     scale = jnp.ones(model.latent_dim)
-    if hasattr(family, "moments"):
+    if isinstance(family, HasMoments):
         scale = jnp.sqrt(jnp.sum(family.moments(phi)[1] ** 2, axis=1))
     return Path(
         sample=lambda key: family.sample_and_log_prob(key, phi)[0],

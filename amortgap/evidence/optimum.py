@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count, check_datum, check_key, check_phi, check_sizes
 from amortgap.families import FullRankNormal, MeanFieldNormal
+from amortgap.protocols import Reparameterised
 
 
 def optimum_excess(
@@ -57,7 +58,7 @@ def optimum_excess(
     check_count("num_samples", num_samples, minimum=2 * model.latent_dim)
     check_count("num_replicates", num_replicates, minimum=2)
     check_count("num_steps", num_steps)
-    if not hasattr(family, "transform"):
+    if not isinstance(family, Reparameterised):
         raise ValueError(f"a bound from fixed noise needs family.transform, which {type(family).__name__} lacks")
     check_phi(phi, family)
     optimiser = optax.lbfgs(memory_size=10, linesearch=optax.scale_by_backtracking_linesearch(15, store_grad=True))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from amortgap._internal.checks import check_count, check_datum, check_key, check_sizes
 from amortgap.evidence.records import Evidence
 from amortgap.expectations import MAX_NODES, MAX_QUADRATURE_DIM, plain_gauss_hermite
+from amortgap.protocols import HasMoments
 
 
 def check_quadrature(model: Any) -> None:
@@ -102,7 +103,7 @@ def quadrature(
 
 
 def _moments(key: jax.Array, family: Any, phi: Array) -> tuple[Array, Array]:
-    if hasattr(family, "moments"):
+    if isinstance(family, HasMoments):
         return family.moments(phi)
     draws = jax.vmap(lambda k: family.sample_and_log_prob(k, phi)[0])(jax.random.split(key, 1000))
     covariance = jnp.atleast_2d(jnp.cov(draws.T))

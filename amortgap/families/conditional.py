@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count
 from amortgap.families.constrained import ConstrainedNormal
+from amortgap.protocols import HasHead, HasMoments
 
 
 @jax.tree_util.register_dataclass
@@ -40,9 +41,7 @@ class Branch:
 
     def __post_init__(self) -> None:
         check_count("global_dim", self.global_dim)
-        if not (
-            hasattr(self.base, "moments") or hasattr(self.base, "head") or isinstance(self.base, ConstrainedNormal)
-        ):
+        if not (isinstance(self.base, (HasMoments, HasHead, ConstrainedNormal))):
             raise ValueError(f"base must be a family whose phi begins with the mean, got {type(self.base).__name__}")
 
     @property

@@ -38,6 +38,8 @@ class MeanFieldNormal:
       size: length of phi, `2 d`.
       noise_dim: number of standard normals behind one draw.
       name: of the family, "mean_field".
+      diagonal: whether it holds diagonal covariances only.
+      full_support: its density is positive everywhere.
 
     Raises:
       ValueError: `latent_dim` is not a positive whole number.
@@ -52,6 +54,8 @@ class MeanFieldNormal:
 
     latent_dim: int = field(metadata={"static": True})
     name: ClassVar[str] = "mean_field"
+    diagonal: ClassVar[bool] = True
+    full_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("latent_dim", self.latent_dim)
@@ -114,6 +118,8 @@ class FullRankNormal:
       size: length of phi, `d + d (d + 1) / 2`.
       noise_dim: number of standard normals behind one draw.
       name: of the family, "full_rank".
+      diagonal: whether it holds diagonal covariances only.
+      full_support: its density is positive everywhere.
 
     Raises:
       ValueError: `latent_dim` is not a positive whole number.
@@ -121,6 +127,8 @@ class FullRankNormal:
 
     latent_dim: int = field(metadata={"static": True})
     name: ClassVar[str] = "full_rank"
+    diagonal: ClassVar[bool] = False
+    full_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("latent_dim", self.latent_dim)
@@ -189,6 +197,7 @@ class LowRankNormal:
       size: length of phi, `d (2 + rank)`.
       noise_dim: number of standard normals behind one draw, `d + rank`.
       name: of the family, "low_rank".
+      full_support: its density is positive everywhere.
 
     Raises:
       ValueError: `latent_dim` is not positive, or `rank` is not in [1, d].
@@ -197,6 +206,7 @@ class LowRankNormal:
     latent_dim: int = field(metadata={"static": True})
     rank: int = field(metadata={"static": True})
     name: ClassVar[str] = "low_rank"
+    full_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("latent_dim", self.latent_dim)

@@ -26,6 +26,7 @@ from amortgap.gaps.estimates import Estimate, paired_difference
 from amortgap.gaps.record import Bound, Gaps
 from amortgap.inference.local.local_vi import LocalFit, fit_local
 from amortgap.objectives import elbo_draws
+from amortgap.protocols import Reparameterised
 
 
 class EvaluatedBounds(NamedTuple):
@@ -193,7 +194,7 @@ def inference_gaps(
     # All that can be refused is refused here: the local fits below take minutes, and would be lost.
     if optimum_samples is not None:
         check_count("optimum_samples", optimum_samples, minimum=2 * family.latent_dim)
-        if not hasattr(family, "transform"):
+        if not isinstance(family, Reparameterised):
             raise ValueError(f"optimum_samples needs family.transform, which {type(family).__name__} lacks")
     if local is not None:
         check_phis("local.phi", local.phi, family, n)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from amortgap._internal.checks import check_choice
 from amortgap.interop.flax_module import UserModule, bring
 from amortgap.networks import count_weights
+from amortgap.protocols import HasMoments
 
 # What the second output of an encoder may be, and how it becomes a log scale.
 SECOND = {
@@ -82,7 +83,7 @@ def from_module(
     shapes = [leaf.shape for leaf in jax.tree.leaves(out)]
     if isinstance(out, (tuple, list)) and len(out) == 2:
         d = family.latent_dim
-        if family.size != 2 * d or not hasattr(family, "moments"):
+        if family.size != 2 * d or not isinstance(family, HasMoments):
             raise ValueError(f"two outputs are the phi of a MeanFieldNormal, not of a {type(family).__name__}")
         if any(leaf.size != d for leaf in jax.tree.leaves(out)):
             raise ValueError(f"both outputs must have family.latent_dim = {d} entries for one datum, got {shapes}")

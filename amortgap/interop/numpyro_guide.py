@@ -15,6 +15,7 @@ from numpyro.distributions.transforms import biject_to
 from amortgap.families import FullRankNormal, MeanFieldNormal
 from amortgap.interop.numpyro_model import NumpyroModel
 from amortgap.networks import count_weights
+from amortgap.protocols import is_diagonal
 
 # Points at which the transform of a guide's site is compared with the bijector of the model's.
 _POINTS = (-1.5, -0.2, 0.0, 0.7, 2.0)
@@ -108,7 +109,7 @@ def from_numpyro_guide(
         _, root = _moments(name, trace[name]["fn"])
         _check_transform(name, trace[name]["fn"], supports[name]["fn"])
         correlated = bool(jnp.any(root != jnp.diag(jnp.diag(root))))
-        if correlated and isinstance(family, MeanFieldNormal):
+        if correlated and is_diagonal(family):
             raise ValueError(
                 f"site {name!r} of the guide is a multivariate normal, which a MeanFieldNormal cannot hold"
             )

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.checks import as_float_array
 from amortgap._internal.records import checked_record
+from amortgap.protocols import Validating
 
 
 def check_global_model(model: Any) -> None:
@@ -64,7 +65,7 @@ class FixedGlobal:
 
     def validate(self, name: str, xs: Any) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of the model."""
-        if hasattr(self.model, "validate"):
+        if isinstance(self.model, Validating):
             self.model.validate(name, xs)
 
     def log_joint(self, z: Float[Array, " d"], x: Any) -> Float[Array, ""]:

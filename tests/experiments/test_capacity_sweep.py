@@ -65,7 +65,7 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
     from studies.capacity import cells as capacity_cells
     from studies.capacity.study import Study
 
-    from amortgap.inference.amortized_fit import Trace
+    from amortgap.inference.training.amortized_fit import Trace
     from amortgap.sweep import make_cells, open_store, run_cells
 
     row = {"split": "train", "kl_local": 1.0, "kl_amortized": 2.0, "amortization_gap": 1.0, "gap_q050": 1.0}

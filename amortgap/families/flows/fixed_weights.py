@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.records import checked_record
 from amortgap.families.flows.head import FlowParts
+from amortgap.protocols import HasHead
 
 
 @checked_record
@@ -40,7 +41,7 @@ class FixedWeights:
     name: ClassVar[str] = "fixed_weights"
 
     def __post_init__(self) -> None:
-        if not hasattr(self.flow, "head"):
+        if not isinstance(self.flow, HasHead):
             raise ValueError(f"flow must have a head, got {type(self.flow).__name__}")
         want, have = (self.flow.size - self.flow.head.size,), jnp.shape(self.weights)
         if have != want:

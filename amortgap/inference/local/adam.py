@@ -13,11 +13,12 @@ from amortgap.inference.local.certificate import Certificate
 from amortgap.inference.local.selection import Judged, choose, verdict
 from amortgap.inference.training.schedules import cosine
 from amortgap.objectives import elbo, elbo_draws
+from amortgap.protocols import Reparameterised
 
 
 def objective_of(x: Any, model: Any, family: Any) -> Any:
     """Return the ELBO of one datum as a function of key, phi and number of draws, antithetic where that is possible."""
-    antithetic = hasattr(family, "transform")
+    antithetic = isinstance(family, Reparameterised)
 
     def objective(draw_key: jax.Array, phi: Array, num_samples: int) -> Array:
         return elbo(draw_key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
@@ -72,7 +73,7 @@ def ascend_by_adam(
     phis = jnp.stack([start, phi, middle, end])
 
     def draws(draw_key: jax.Array, phi: Array) -> Array:
-        antithetic = hasattr(family, "transform")
+        antithetic = isinstance(family, Reparameterised)
         return elbo_draws(draw_key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
 
     choice = choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))

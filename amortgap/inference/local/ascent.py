@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from amortgap._internal.checks import check_choice, check_count, check_positive
-from amortgap.families import FullRankNormal, MeanFieldNormal
+from amortgap.families import FullRankNormal
 from amortgap.inference.local.adam import adam, ascend_by_adam, objective_of
 from amortgap.inference.local.natural_gradient import ascend
 from amortgap.inference.local.newton import newton, normal_noise
 from amortgap.inference.local.selection import Judged, judge, mean_and_root
+from amortgap.protocols import is_diagonal
 
 METHODS = ("auto", "natural_gradient", "newton", "adam")
 # Nats below which a certificate counts as converged, unless the caller says otherwise.
@@ -107,7 +108,7 @@ def settings_for(
     `standard`: whether the family's standard member competes with the starts that are offered.
     """
     check_choice("method", method, METHODS)
-    mean_field = isinstance(family, MeanFieldNormal)
+    mean_field = is_diagonal(family)
     normal = mean_field or isinstance(family, FullRankNormal)
     if method in ("natural_gradient", "newton") and not normal:
         raise ValueError(f"method {method!r} needs a mean field or full rank normal, got {type(family).__name__}")
@@ -188,7 +189,7 @@ def first_fit(
             if steps:
                 mean, root = (
                     runs[-1][0],
-                    (runs[-1][1] if isinstance(family, MeanFieldNormal) else jnp.diag(runs[-1][1])),
+                    (runs[-1][1] if is_diagonal(family) else jnp.diag(runs[-1][1])),
                 )
             ends = _newton(key_newton, x, mean, root, model, family, settings.num_steps, pairs_at_once)
             runs = [(mean, root), *ends] if steps else [*ends]

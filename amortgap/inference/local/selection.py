@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap.families import MeanFieldNormal
 from amortgap.inference.local.certificate import Certificate, certify
 from amortgap.inference.local.newton import divisor_up_to, log_det, look_around
+from amortgap.protocols import is_diagonal
 
 
 class Judged(NamedTuple):
@@ -44,7 +44,7 @@ class _Choice(NamedTuple):
 def mean_and_root(family: Any, phi: Array) -> tuple[Array, Array]:
     """Return the mean and the root of the covariance: scales in mean field, lower triangular in full rank."""
     mean, scale_tril = family.moments(phi)
-    return mean, jnp.diag(scale_tril) if isinstance(family, MeanFieldNormal) else scale_tril
+    return mean, jnp.diag(scale_tril) if is_diagonal(family) else scale_tril
 
 
 def pack(family: Any, mean: Array, root: Array) -> Array:
@@ -97,7 +97,7 @@ def judge(
     sweep = look_around(sweep_noise, lambda z: model.log_joint(z, x), mean, root, pairs_at_once=pairs_at_once)
     draws = sweep.values + (0.5 * family.latent_dim * math.log(2 * math.pi) + log_det(root))
     draws = jnp.where(sweep.finite, draws, jnp.nan)
-    certificate = certify(sweep, mean_field=isinstance(family, MeanFieldNormal))
+    certificate = certify(sweep, mean_field=is_diagonal(family))
     return verdict(phi, draws, choice, certificate)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_datum, check_key, check_phi
 from amortgap.inference.refinement.refine import check_steps, in_metric, transformation
+from amortgap.protocols import HasDensity
 
 
 def buffered_bound(
@@ -57,7 +58,7 @@ def buffered_bound(
         # The slope sticks the landing, and is right when it is differentiated itself: nothing in it is stopped.
         z, log_q = family.sample_and_log_prob(draw_key, phi)
         log_joint = model.log_joint(z, x)
-        if hasattr(family, "log_prob"):
+        if isinstance(family, HasDensity):
             return log_joint - family.log_prob(z, density), log_joint - log_q
         return log_joint - log_q, log_joint - log_q
 

@@ -16,6 +16,7 @@ from amortgap.inference.refinement.refine import climbed_elbo
 from amortgap.inference.training.encoder import EncoderFit, maximise
 from amortgap.networks import Network, count_weights, dense
 from amortgap.objectives import elbo
+from amortgap.protocols import Family, HasEntropy, Model, Reparameterised
 
 
 @checked_record
@@ -37,8 +38,8 @@ class IterativeEncoder:
 
     network: Network
     start: Float[Array, " size"]
-    model: Any
-    family: Any
+    model: Model
+    family: Family
     num_iterations: int = field(metadata={"static": True})
     gradient_samples: int = field(metadata={"static": True})
 
@@ -69,7 +70,7 @@ class IterativeEncoder:
 
 
 def iterative_encoder(
-    key: jax.Array, *, model: Any, family: Any, num_iterations: int = 5, width: int = 64, gradient_samples: int = 0
+    key: jax.Array, *, model: Model, family: Family, num_iterations: int = 5, width: int = 64, gradient_samples: int = 0
 ) -> IterativeEncoder:
     """Return an untrained iterative encoder with one hidden layer.
 
@@ -95,7 +96,7 @@ def iterative_encoder(
     check_count("num_iterations", num_iterations)
     check_count("width", width)
     check_count("gradient_samples", gradient_samples, minimum=0)
-    if gradient_samples == 0 and not (hasattr(family, "transform") and hasattr(family, "entropy")):
+    if gradient_samples == 0 and not (isinstance(family, Reparameterised) and isinstance(family, HasEntropy)):
         raise ValueError(
             f"gradient_samples must be positive for {type(family).__name__}, which cubature cannot integrate"
         )
@@ -107,8 +108,8 @@ def iterative_amortized_vi(
     key: jax.Array,
     xs: Any,
     *,
-    model: Any,
-    family: Any,
+    model: Model,
+    family: Family,
     num_iterations: int = 5,
     width: int = 64,
     gradient_samples: int = 0,

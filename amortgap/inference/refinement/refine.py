@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +18,8 @@ from amortgap._internal.checks import (
     check_positive,
     check_sizes,
 )
-from amortgap.families import MeanFieldNormal
-from amortgap.objectives import cubature_elbo, elbo
+from amortgap.objectives import cubature_elbo, elbo_draws
+from amortgap.protocols import Datum, Enumerable, Family, HasDensity, Model, Reparameterised, is_diagonal
 
 OPTIMIZERS = ("sgd", "adam", "natural")
 
@@ -40,8 +39,8 @@ class Refinement(NamedTuple):
 
 
 def check_steps(
-    model: Any,
-    family: Any,
+    model: Model,
+    family: Family,
     *,
     steps: Any,
     rate: Any,
@@ -55,33 +54,13 @@ def check_steps(
     check_positive(names[1], rate)
     check_count(names[2], draws, minimum=0)
     check_choice(names[3], optimizer, OPTIMIZERS)
-    if optimizer == "natural" and not isinstance(family, MeanFieldNormal):
+    if optimizer == "natural" and not is_diagonal(family):
         raise ValueError(f"{names[3]} 'natural' needs a mean field normal, got {type(family).__name__}")
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _DensityAt:
-    """A family that draws as its base does and states the density of other parameters at the draws."""
-
-    base: Any
-    phi: Array
-
-    def __getattr__(self, name: str) -> Any:
-        # Underscores are asked for before `base` exists.
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.base, name)
-
-    def log_prob(self, z: Array, _: Array) -> Array:
-        return self.base.log_prob(z, self.phi)
-
-    def sample_and_log_prob(self, key: jax.Array, phi: Array) -> tuple[Array, Array]:
-        z, _ = self.base.sample_and_log_prob(key, phi)
-        return z, self.base.log_prob(z, self.phi)
-
-
-def climbed_elbo(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, num_samples: int) -> tuple[Array, Array]:
+def climbed_elbo(
+    key: jax.Array, phi: Array, x: Datum, model: Model, family: Family, num_samples: int
+) -> tuple[Array, Array]:
     """Return the ELBO that refinement climbs and its gradient: by draws, or by cubature where `num_samples` is zero.
 
     The gradient by draws sticks the landing. It may be differentiated again, as training through the steps does, and
@@ -91,14 +70,23 @@ def climbed_elbo(key: jax.Array, phi: Array, x: Any, model: Any, family: Any, nu
     if num_samples == 0:
         return jax.value_and_grad(lambda phi: cubature_elbo(phi, x, model=model, family=family))(phi)
 
-    antithetic = hasattr(family, "transform") and num_samples % 2 == 0
+    antithetic = isinstance(family, Reparameterised) and num_samples % 2 == 0
+    # A family without a density, or whose ELBO is a sum over all values, has only the total gradient.
+    apart = isinstance(family, HasDensity) and not isinstance(family, Enumerable)
 
-    def along_draws(phi: Array, density: Array) -> Array:
-        # Without a density of its own, or as a sum over all values, the total gradient is what there is.
-        apart = hasattr(family, "log_prob") and not hasattr(family, "support")
-        used = _DensityAt(family, density) if apart else family
-        how: dict[str, Any] = {"num_samples": num_samples, "estimator": "total", "antithetic": antithetic}
-        return elbo(key, phi, x, model=model, family=used, **how)
+    def along_draws(phi: Array, density_phi: Array) -> Array:
+        draws = elbo_draws(
+            key,
+            phi,
+            x,
+            model=model,
+            family=family,
+            num_samples=num_samples,
+            estimator="total",
+            antithetic=antithetic,
+            density_phi=density_phi if apart else None,
+        )
+        return jnp.mean(draws)
 
     return jax.value_and_grad(along_draws)(phi, phi)
 
@@ -111,7 +99,7 @@ def transformation(optimizer: str) -> Any:
     return optax.trace(decay=0.5) if optimizer == "sgd" else optax.identity()
 
 
-def in_metric(optimizer: str, family: Any, phi: Array, gradient: Array) -> Array:
+def in_metric(optimizer: str, family: Family, phi: Array, gradient: Array) -> Array:
     """Return the gradient, for mean field normals in the metric of the family if asked to."""
     if optimizer != "natural":
         return gradient
@@ -123,10 +111,10 @@ def in_metric(optimizer: str, family: Any, phi: Array, gradient: Array) -> Array
 def refine(
     key: jax.Array,
     phi: Float[Array, " size"],
-    x: Any,
+    x: Datum,
     *,
-    model: Any,
-    family: Any,
+    model: Model,
+    family: Family,
     num_steps: int,
     learning_rate: float = 0.1,
     num_samples: int = 2,

@@ -28,7 +28,6 @@ from amortgap._internal.checks import (
 from amortgap._internal.devices import Layout, chosen_devices, map_sharded, mean_over_rows
 from amortgap.inference.training import rounds
 from amortgap.inference.training.amortized_fit import AmortizedFit, Trace
-from amortgap.inference.training.entropy_warmup import Annealed
 from amortgap.inference.training.full_batch import FullBatch, train_full_batch
 from amortgap.inference.training.minibatches import minibatches
 from amortgap.inference.training.schedules import warmup_cosine
@@ -330,17 +329,18 @@ def _round(
     def loss(params: Array, keys: Array, rows: Array, number: Array) -> Array:
         here, encoder = pick(params)
         batch = jax.tree.map(lambda leaf: leaf[rows], xs)
-        used = family
+        entropy_weight: float | Array = 1.0
         if settings.entropy_warmup:
             done = (index * steps + number).astype(params.dtype)
-            used = Annealed(family, jnp.minimum(1.0, done / settings.entropy_warmup))
+            entropy_weight = jnp.minimum(1.0, done / settings.entropy_warmup)
         bound = partial(
             encoder_elbo,
             model=here,
-            family=used,
+            family=family,
             num_samples=settings.num_samples,
             estimator=settings.estimator,
             antithetic=settings.antithetic,
+            entropy_weight=entropy_weight,
         )
         return -mean_over_rows(lambda k, x: bound(k, encoder, x), (keys, batch), settings.devices)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from amortgap._internal.checks import check_count, check_phi, check_positive, check_sizes
 from amortgap.inference.training.shared_weights import encoder_elbo
 from amortgap.objectives import iw_bound
+from amortgap.protocols import Enumerable, HasDensity, Simulating
 
 Objective = Callable[[jax.Array, Any, Any], Array]
 
@@ -68,9 +69,9 @@ def iwae_objective(*, model: Any, family: Any, num_samples: int, doubly_reparame
     """
     check_sizes(model, family)
     check_count("num_samples", num_samples)
-    if hasattr(family, "support"):
+    if isinstance(family, Enumerable):
         raise ValueError(f"draws of {type(family).__name__} carry no gradient: train it on its ELBO, which is a sum")
-    if doubly_reparameterised and not hasattr(family, "log_prob"):
+    if doubly_reparameterised and not isinstance(family, HasDensity):
         raise ValueError(f"doubly reparameterised gradients need family.log_prob, {type(family).__name__} lacks it")
 
     def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
@@ -111,7 +112,7 @@ def sleep_objective(*, model: Any, family: Any) -> Objective:
     Source: Hinton et al., "The wake-sleep algorithm" (1995); Bornschein and Bengio (2015).
     """
     check_sizes(model, family)
-    if not (hasattr(model, "sample") and hasattr(family, "log_prob")):
+    if not (isinstance(model, Simulating) and isinstance(family, HasDensity)):
         raise ValueError(
             f"sleep needs model.sample and family.log_prob, got {type(model).__name__} and {type(family).__name__}"
         )
@@ -144,7 +145,7 @@ def reverse_half_asleep_objective(*, model: Any, family: Any, num_samples: int =
     Source: Zhang, Hayes and Barber, "Generalization gap in amortized inference" (2022), section 4.
     """
     awake = elbo_objective(model=model, family=family, num_samples=num_samples)
-    if not hasattr(model, "sample"):
+    if not isinstance(model, Simulating):
         raise ValueError(f"reverse half-asleep needs model.sample, which {type(model).__name__} lacks")
 
     def objective(key: jax.Array, encoder: Any, x: Any) -> Array:

@@ -1,4 +1,4 @@
-"""Entropy warm-up of VAE training: the annealed family and its schedule."""
+"""Entropy warm-up of VAE training: the weight of the entropy and its schedule."""
 
 import dataclasses
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.inference.training.entropy_warmup import Annealed
 
 MODEL = ag.models.FactorAnalysis(
     loadings=jnp.array([[1.0, 0.9], [0.6, 1.2], [0.8, -0.5]]),
@@ -20,24 +19,19 @@ XS = jax.vmap(lambda key: MODEL.sample(key)[1])(jax.random.split(jax.random.key(
 
 
 @pytest.mark.parametrize("estimator", ["total", "analytic_entropy", "sticking_the_landing"])
-def test_annealed_entropy_counts_for_its_weight(key, estimator):
+def test_entropy_counts_for_its_weight(key, estimator):
     phi, x = jnp.array([0.3, -0.2, -0.5, 0.1]), XS[0]
     given = {"model": MODEL, "num_samples": 6, "estimator": estimator}
     noise = jax.random.normal(key, (6, 2))
     joint = jnp.mean(jax.vmap(lambda e: MODEL.log_joint(MEAN_FIELD.transform(e, phi), x))(noise))
     whole = ag.elbo(key, phi, x, family=MEAN_FIELD, **given)
     for weight in (0.0, 0.3, 1.0):
-        value = ag.elbo(key, phi, x, family=Annealed(MEAN_FIELD, jnp.asarray(weight)), **given)
+        value = ag.elbo(key, phi, x, family=MEAN_FIELD, entropy_weight=weight, **given)
         np.testing.assert_allclose(value, weight * whole + (1 - weight) * joint, rtol=1e-5)
-    mixture = Annealed(ag.families.MixtureOfNormals(2, 2), jnp.asarray(0.5))
-    z, log_q = mixture.base.sample_and_log_prob(key, mixture.standard())
-    np.testing.assert_allclose(mixture.sample_and_log_prob(key, mixture.standard())[1], 0.5 * log_q, rtol=1e-6)
-    np.testing.assert_allclose(mixture.log_prob(z, mixture.standard()), 0.5 * log_q, rtol=1e-5)
-    assert not hasattr(mixture, "transform")
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
-def test_annealed_enumeration_weighs_by_the_family_itself(key, x64, weight):
+def test_enumeration_weighs_by_the_probabilities_whatever_the_weight_of_the_entropy(key, x64, weight):
     table, phi = jnp.log(jnp.array([0.1, 0.2, 0.05])), jnp.array([1.0, 0.0, -1.0])
     model = ag.models.from_log_joint(lambda z, x: z @ table + x, latent_dim=3)
     q = jax.nn.softmax(phi)
@@ -46,8 +40,9 @@ def test_annealed_enumeration_weighs_by_the_family_itself(key, x64, weight):
         phi,
         jnp.asarray(0.3),
         model=model,
-        family=Annealed(ag.families.Categorical(3), jnp.asarray(weight)),
+        family=ag.families.Categorical(3),
         num_samples=1,
+        entropy_weight=weight,
     )
     np.testing.assert_allclose(found, q @ (table + 0.3 - weight * jnp.log(q)), rtol=1e-12)
 
