@@ -84,16 +84,16 @@ class Layout:
         """Return the data in one call: at most `per_device` a device, no more than needed, divisible by the devices."""
         return len(self.devices) * min(per_device, -(-n // len(self.devices)))
 
-    def split(self, tree: Tree) -> Tree:
+    def shard(self, tree: Tree) -> Tree:
         """Place arrays with a leading data axis in equal shares."""
         return self._place(tree, PartitionSpec("data"))
 
     def padded(self, tree: Tree) -> Tree:
         """Place arrays in equal shares of their rows, filled up with the first rows again where they do not divide."""
         count = len(self.devices)
-        return self.split(jax.tree.map(lambda leaf: leaf[np.arange(-(-len(leaf) // count) * count) % len(leaf)], tree))
+        return self.shard(jax.tree.map(lambda leaf: leaf[np.arange(-(-len(leaf) // count) * count) % len(leaf)], tree))
 
-    def everywhere(self, tree: Tree) -> Tree:
+    def replicate(self, tree: Tree) -> Tree:
         """Place a copy on every device."""
         return self._place(tree, PartitionSpec())
 
@@ -103,7 +103,7 @@ class Layout:
             return jax.device_put(tree, sharding)
         return jax.tree.map(lambda leaf: _place_own_part(leaf, sharding), tree)
 
-    def fetch(self, tree: Tree) -> Tree:
+    def gather(self, tree: Tree) -> Tree:
         """Return arrays of the devices, of other hosts too, as arrays of jax on no particular device."""
         whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self._mesh, PartitionSpec()))(tree)
         return jax.tree.map(jnp.asarray, jax.device_get(whole))
@@ -137,7 +137,7 @@ def mean_over_rows(function: Callable[..., Array], rows: tuple[Any, ...], device
     return jnp.sum(jnp.where(index < n, jax.vmap(function)(*shares), 0)) / n
 
 
-class HostTable:
+class HostBuffer:
     """A tree of arrays over n data, kept on the host and written a chunk at a time; no device holds them."""
 
     def __init__(self, n: int) -> None:

@@ -41,8 +41,8 @@ def matmuls(sizes: tuple[int, ...], steps: int, *, rows: int = ROWS) -> tuple[Ca
     """Return a call that does the products in `steps` gradients of `rows` rows on every device, and their count."""
     layout = Layout(jax.devices())
     key = jax.random.key(1)
-    weights = layout.everywhere([jax.random.normal(key, shape) / 10 for shape in itertools.pairwise(sizes)])
-    batch = layout.split(jax.random.normal(key, (rows * len(layout.devices), sizes[0])))
+    weights = layout.replicate([jax.random.normal(key, shape) / 10 for shape in itertools.pairwise(sizes)])
+    batch = layout.shard(jax.random.normal(key, (rows * len(layout.devices), sizes[0])))
 
     @jax.jit
     def run(batch: jax.Array, weights: list[jax.Array]) -> jax.Array:
@@ -63,9 +63,9 @@ def kernel(model: Any, points: int, steps: int) -> tuple[Callable[[], jax.Array]
     """Return a call that takes `steps` natural-gradient steps for every point, and the number of gradients."""
     layout = Layout(jax.devices())
     points = layout.size(points, points)
-    xs = layout.split(jnp.ones((points, model.data_dim)).at[:, ::2].set(0))
-    noises = layout.split(jax.random.normal(jax.random.key(2), (points, steps, model.latent_dim)))
-    model = layout.everywhere(model)
+    xs = layout.shard(jnp.ones((points, model.data_dim)).at[:, ::2].set(0))
+    noises = layout.shard(jax.random.normal(jax.random.key(2), (points, steps, model.latent_dim)))
+    model = layout.replicate(model)
 
     @jax.jit
     def run(noises: jax.Array, xs: jax.Array, model: Any) -> jax.Array:
@@ -88,7 +88,7 @@ def main() -> None:
     )
     count = jax.device_count()
     together = ROWS_SHARDED // 2 * count
-    square = Layout(jax.devices()).split(jnp.ones((count, 2048, 2048)))
+    square = Layout(jax.devices()).shard(jnp.ones((count, 2048, 2048)))
     product = jax.jit(lambda a: a @ a)
     calls, amount = {}, {}
     calls["kernel"], amount["kernel"] = kernel(model, together, steps)

@@ -23,7 +23,7 @@ from amortgap._internal.checks import (
     is_concrete,
     num_rows,
 )
-from amortgap._internal.devices import HostTable, Layout, chosen_devices, map_data, on_host, take
+from amortgap._internal.devices import HostBuffer, Layout, chosen_devices, map_data, on_host, take
 from amortgap._internal.progress import progress_bar
 from amortgap.inference.local.ascent import (
     ROUGH_DRAWS,
@@ -242,14 +242,14 @@ def _fit_all(
         return _traced(key, xs, init, model, family, encoder, settings, min(chunk_size, judged_again))
 
     layout = Layout(devices)
-    key, model, encoder = layout.everywhere((key, model, encoder))
+    key, model, encoder = layout.replicate((key, model, encoder))
     size = layout.size(chunk_size, n)
     together = _pairs_at_once(size, layout)
-    table, converged = HostTable(n), np.zeros(n, bool)
+    table, converged = HostBuffer(n), np.zeros(n, bool)
     for first in progress_bar(range(0, n, size), "local VI", unit="chunk", enabled=progress):
         # The last chunk is filled up with the first data: one shape, one compilation.
         rows = np.arange(first, first + size) % n
-        chunk = layout.split((rows, take(xs, rows), take(init, rows)))
+        chunk = layout.shard((rows, take(xs, rows), take(init, rows)))
         part = _first_chunk(key, model, encoder, *chunk, family, settings, together)
         _keep(table, converged, rows[: n - first], part)
 
@@ -262,15 +262,15 @@ def _fit_all(
         label = f"local VI, rerun {number + 1}"
         for first in progress_bar(range(0, late.size, size), label, unit="batch", enabled=progress):
             rows = late[np.arange(first, first + size) % late.size]
-            batch = layout.split((rows, take(xs, rows)))
-            before = table.read(rows, layout.split)
+            batch = layout.shard((rows, take(xs, rows)))
+            before = table.read(rows, layout.shard)
             how: dict[str, Any] = {"rough": number > 0, "pairs_at_once": together}
             part = _again_chunk(key, model, *batch, before, number, family, settings, **how)
             _keep(table, converged, rows[: late.size - first], part)
     return table.whole().fit
 
 
-def _keep(table: HostTable, converged: np.ndarray, rows: np.ndarray, part: Work) -> None:
+def _keep(table: HostBuffer, converged: np.ndarray, rows: np.ndarray, part: Work) -> None:
     """Write the first fits of a batch; what fills up a last batch was fitted before, and counts as it did then."""
     table.write(rows, part)
     converged[rows] = on_host(part.fit.converged)[: rows.size]

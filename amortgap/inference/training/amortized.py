@@ -285,7 +285,7 @@ def _train(
     data, shared = (xs, validation), (model, encoder, family, jnp.asarray(learning_rate))
     spread = Layout(settings.devices) if concrete and (devices is not None or len(settings.devices) > 1) else None
     if spread:
-        data, key, state, shared = spread.padded(data), *spread.everywhere((key, state, shared))
+        data, key, state, shared = spread.padded(data), *spread.replicate((key, state, shared))
 
     def advance(state: rounds.State, index: Any) -> tuple[rounds.State, Trace]:
         return _round(key, index, state, *data, *shared, settings)
@@ -293,7 +293,7 @@ def _train(
     count = 2 * settings.rounds_per_cycle
     state, trace = rounds.run(advance, state, count, concrete=concrete, progress=progress)
     if spread:
-        state, trace = spread.fetch((state, trace))
+        state, trace = spread.gather((state, trace))
     best_model, best_encoder = unravel(state.best)
     return rounds.fitted(state, trace, encoder=best_encoder, model=best_model if settings.train_model else model)
 
