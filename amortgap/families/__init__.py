@@ -5,7 +5,7 @@ from amortgap.families.conditional import Branch
 from amortgap.families.constrained import ConstrainedNormal
 from amortgap.families.flows.affine import AutoregressiveFlow, CouplingFlow
 from amortgap.families.flows.auxiliary import AuxiliaryFlow
-from amortgap.families.flows.fixed_weights import FixedWeights
+from amortgap.families.flows.fixed_weights import FixedWeights, FixedWeightsWithDensity
 from amortgap.families.flows.head import FlowHead
 from amortgap.families.mixture import MixtureOfNormals
 from amortgap.families.normal import FullRankNormal, LowRankNormal, MeanFieldNormal
@@ -18,6 +18,7 @@ __all__ = [
     "ConstrainedNormal",
     "CouplingFlow",
     "FixedWeights",
+    "FixedWeightsWithDensity",
     "FlowHead",
     "FullRankNormal",
     "LowRankNormal",

@@ -61,7 +61,7 @@ class Categorical:
 
     def log_prob(self, z: Float[Array, " K"], phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return `log q(z; phi)` in nats."""
-        # Selected and not multiplied: zero times the infinite log of an impossible category would be NaN.
+        # Index instead of multiplying by z: zero times the infinite log of an impossible category is NaN.
         return jax.nn.log_softmax(phi)[jnp.argmax(z)]
 
     def entropy(self, phi: Float[Array, " size"]) -> Float[Array, ""]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count
 from amortgap.families.constrained import ConstrainedNormal
-from amortgap.protocols import HasHead, HasMoments
+from amortgap.protocols import Family, HasHead, HasMoments
 
 
 @jax.tree_util.register_dataclass
@@ -36,12 +35,12 @@ class Branch:
     Source: Agrawal and Domke, "Amortized variational inference for simple hierarchical models" (2021).
     """
 
-    base: Any
+    base: Family
     global_dim: int = field(metadata={"static": True})
 
     def __post_init__(self) -> None:
         check_count("global_dim", self.global_dim)
-        if not (isinstance(self.base, (HasMoments, HasHead, ConstrainedNormal))):
+        if not isinstance(self.base, (HasMoments, HasHead, ConstrainedNormal)):
             raise ValueError(f"base must be a family whose phi begins with the mean, got {type(self.base).__name__}")
 
     @property

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_choice, check_count
-from amortgap.families.normal import standard_normal_log_prob
+from amortgap.families.normal import standard_normal_log_prob, transformed_draw
 
 _SUPPORTS = ("positive", "unit_interval")
+
+
+@runtime_checkable
+class Bijector(Protocol):
+    """The part of NumPyro's transforms that a constrained family needs."""
+
+    def __call__(self, x: Array) -> Array:
+        """Return the constrained coordinates."""
+        ...
+
+    def _inverse(self, y: Array) -> Array: ...
+
+    def log_abs_det_jacobian(self, x: Array, y: Array) -> Array:
+        """Return the logarithm of the derivative at x, where the image is y."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +47,7 @@ class ConstrainedNormal:
       size: length of phi, `2 d`.
       noise_dim: number of standard normals behind one draw.
       name: of the family, "constrained_normal".
+      full_support: False, its density is zero outside the image of T.
 
     Raises:
       ValueError: `latent_dim` is not positive, or the bijector is unknown or does not map coordinates one by one.
@@ -40,6 +56,7 @@ class ConstrainedNormal:
     latent_dim: int = field(metadata={"static": True})
     bijector: Any
     name: ClassVar[str] = "constrained_normal"
+    full_support: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_count("latent_dim", self.latent_dim)
@@ -49,7 +66,7 @@ class ConstrainedNormal:
             from numpyro.distributions import biject_to, constraints
 
             object.__setattr__(self, "bijector", biject_to(getattr(constraints, self.bijector)))
-        if not all(hasattr(self.bijector, name) for name in ("_inverse", "log_abs_det_jacobian")):
+        if not isinstance(self.bijector, Bijector):
             raise ValueError(
                 "bijector must be 'positive', 'unit_interval' or a transform of NumPyro with an inverse, got "
                 f"{getattr(self.bijector, '__name__', type(self.bijector).__name__)}"
@@ -85,9 +102,4 @@ class ConstrainedNormal:
         log_normal = standard_normal_log_prob(noise) - jnp.sum(log_scale)
         return log_normal - jnp.sum(self.bijector.log_abs_det_jacobian(y, z))
 
-    def sample_and_log_prob(
-        self, key: jax.Array, phi: Float[Array, " size"]
-    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """Return one draw and its log density in nats."""
-        z = self.transform(jax.random.normal(key, (self.noise_dim,), phi.dtype), phi)
-        return z, self.log_prob(z, phi)
+    sample_and_log_prob = transformed_draw

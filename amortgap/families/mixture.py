@@ -13,8 +13,7 @@ from jax.scipy.special import logsumexp, ndtr
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count
-
-_LOG_2PI = math.log(2 * math.pi)
+from amortgap.families.normal import LOG_2PI
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +34,7 @@ class MixtureOfNormals:
     Attributes:
       size: length of phi, `K (2 d + 1)`.
       name: of the family, "mixture".
+      full_support: its density is positive everywhere.
 
     Raises:
       ValueError: `num_components` or `latent_dim` is not a positive whole number.
@@ -45,6 +45,7 @@ class MixtureOfNormals:
     latent_dim: int = field(metadata={"static": True})
     num_components: int = field(metadata={"static": True})
     name: ClassVar[str] = "mixture"
+    full_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("latent_dim", self.latent_dim)
@@ -72,7 +73,7 @@ class MixtureOfNormals:
         return self.pack(jnp.zeros(self.num_components), jnp.tile(mean, tile), jnp.tile(log_scale, tile))
 
     def standard(self) -> Float[Array, " size"]:
-        """Return a phi near the standard normal; equal components would have equal gradients for ever."""
+        """Return a phi near the standard normal, with means apart: equal components would have equal gradients."""
         shape = (self.num_components, self.latent_dim)
         spread = 0.0 if self.num_components == 1 else 0.5
         means = spread * np.random.default_rng(0).standard_normal(shape)
@@ -82,7 +83,7 @@ class MixtureOfNormals:
     def random_start(self, key: jax.Array, spread: float) -> Float[Array, " size"]:
         """Return components of equal weight and unit scales around means drawn from `N(0, spread^2 I)`.
 
-        Means alone are drawn: a component that starts with almost no weight gets almost no gradient either.
+        Weights are not drawn: a component that starts with almost no weight has almost no gradient.
         """
         shape = (self.num_components, self.latent_dim)
         return self.pack(jnp.zeros(self.num_components), spread * jax.random.normal(key, shape), jnp.zeros(shape))
@@ -91,7 +92,7 @@ class MixtureOfNormals:
         """Return `log q(z; phi)` in nats."""
         log_weights, means, log_scales = self.unpack(phi)
         noise = (z[None, :] - means) * jnp.exp(-log_scales)
-        return logsumexp(log_weights - jnp.sum(0.5 * noise**2 + log_scales + 0.5 * _LOG_2PI, axis=1))
+        return logsumexp(log_weights - jnp.sum(0.5 * noise**2 + log_scales + 0.5 * LOG_2PI, axis=1))
 
     def sample_and_log_prob(
         self, key: jax.Array, phi: Float[Array, " size"]
@@ -120,7 +121,7 @@ def _draw(uniform: Array, noise: Array, phi: Array) -> Array:
 @_draw.defjvp
 def _draw_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     uniform, noise, phi = primals
-    # Drawn through the same function, so that gradients of gradients are implicit too.
+    # The same function draws z, so that second derivatives are implicit too.
     z = _draw(uniform, noise, phi)
     _, moved = jax.jvp(lambda phi: _conditional_cdfs(z, phi), (phi,), (tangents[2],))
     slope = jax.jacfwd(_conditional_cdfs)(z, phi)

@@ -1,6 +1,7 @@
 """Normal variational families: diagonal, full and low-rank-plus-diagonal covariance.
 
-Every family maps standard normal noise to the latent, `z = T(noise; phi)`, from one unconstrained vector `phi`.
+Every family maps standard normal noise to the latent, `z = T(noise; phi)`, from one unconstrained vector `phi`. The
+standard normal density, which models use as a prior, is here too.
 """
 
 from __future__ import annotations
@@ -15,13 +16,22 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count
+from amortgap.protocols import Reparameterised
 
-_LOG_2PI = math.log(2 * math.pi)
+LOG_2PI = math.log(2 * math.pi)
 
 
 def standard_normal_log_prob(noise: Float[Array, " n"]) -> Float[Array, ""]:
     """Return `log N(noise; 0, I)` in nats."""
-    return -0.5 * (jnp.sum(noise**2) + noise.size * _LOG_2PI)
+    return -0.5 * (jnp.sum(noise**2) + noise.size * LOG_2PI)
+
+
+def transformed_draw(
+    family: Reparameterised, key: jax.Array, phi: Float[Array, " size"]
+) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    """Return one draw, the transform of one block of noise, and its log density in nats."""
+    z = family.transform(jax.random.normal(key, (family.noise_dim,), phi.dtype), phi)
+    return z, family.log_prob(z, phi)
 
 
 @jax.tree_util.register_dataclass
@@ -95,13 +105,9 @@ class MeanFieldNormal:
 
     def entropy(self, phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return the differential entropy `sum_j log scale_j + d/2 (1 + log 2 pi)` in nats."""
-        return jnp.sum(phi[self.latent_dim :]) + 0.5 * self.latent_dim * (1 + _LOG_2PI)
+        return jnp.sum(phi[self.latent_dim :]) + 0.5 * self.latent_dim * (1 + LOG_2PI)
 
-    def sample_and_log_prob(
-        self, key: jax.Array, phi: Float[Array, " size"]
-    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """Return one draw and its log density in nats."""
-        return _sample_and_log_prob(self, key, phi)
+    sample_and_log_prob = transformed_draw
 
 
 @jax.tree_util.register_dataclass
@@ -173,13 +179,9 @@ class FullRankNormal:
     def entropy(self, phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return the differential entropy `log |L| + d/2 (1 + log 2 pi)` in nats."""
         d = self.latent_dim
-        return jnp.sum(phi[d : 2 * d]) + 0.5 * d * (1 + _LOG_2PI)
+        return jnp.sum(phi[d : 2 * d]) + 0.5 * d * (1 + LOG_2PI)
 
-    def sample_and_log_prob(
-        self, key: jax.Array, phi: Float[Array, " size"]
-    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """Return one draw and its log density in nats."""
-        return _sample_and_log_prob(self, key, phi)
+    sample_and_log_prob = transformed_draw
 
 
 @jax.tree_util.register_dataclass
@@ -269,21 +271,12 @@ class LowRankNormal:
         projected = jax.scipy.linalg.solve_triangular(root, whitened.T @ residual, lower=True)
         quadratic = jnp.sum(residual**2) - jnp.sum(projected**2)
         log_det = 2 * jnp.sum(log_scale) + 2 * jnp.sum(jnp.log(jnp.diag(root)))
-        return -0.5 * (quadratic + log_det + self.latent_dim * _LOG_2PI)
+        return -0.5 * (quadratic + log_det + self.latent_dim * LOG_2PI)
 
     def entropy(self, phi: Float[Array, " size"]) -> Float[Array, ""]:
         """Return the differential entropy `1/2 log |covariance| + d/2 (1 + log 2 pi)` in nats."""
         _, log_scale, factor = self._unpack(phi)
         _, root = self._capacitance(log_scale, factor)
-        return jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diag(root))) + 0.5 * self.latent_dim * (1 + _LOG_2PI)
+        return jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diag(root))) + 0.5 * self.latent_dim * (1 + LOG_2PI)
 
-    def sample_and_log_prob(
-        self, key: jax.Array, phi: Float[Array, " size"]
-    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """Return one draw and its log density in nats."""
-        return _sample_and_log_prob(self, key, phi)
-
-
-def _sample_and_log_prob(family: MeanFieldNormal | FullRankNormal | LowRankNormal, key: jax.Array, phi: Array):
-    z = family.transform(jax.random.normal(key, (family.noise_dim,), phi.dtype), phi)
-    return z, family.log_prob(z, phi)
+    sample_and_log_prob = transformed_draw

@@ -1,5 +1,7 @@
 """Mixtures, flows, enumerated and constrained families against quadrature, autodiff, flowjax and closed forms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from amortgap.families.flows.layers import (
     masks,
     unpack_net,
 )
+from amortgap.protocols import HasDensity, HasHead, has_full_support
 
 F = ag.families
 FLOWS = [
@@ -388,3 +391,31 @@ BAD = [
 def test_impossible_families_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("flow", FIXED, ids=name_of)
+def test_a_flow_with_fixed_weights_has_the_parts_of_the_flow(flow):
+    family = F.FixedWeights(flow, jnp.zeros(flow.size - flow.head.size))
+    has_density = not isinstance(flow, F.AuxiliaryFlow)
+    assert isinstance(flow, HasDensity) == isinstance(family, HasDensity) == has_density
+    # The class itself has the method or lacks it: no attribute fails when it is read.
+    assert hasattr(type(family), "log_prob") == has_density
+    assert isinstance(family, F.FixedWeights) and not isinstance(family, HasHead)
+    again = jax.tree.map(lambda leaf: leaf + 1, family)
+    assert type(again) is type(family)
+    assert type(dataclasses.replace(family, weights=again.weights)) is type(family)
+
+
+EVERYWHERE = [F.MeanFieldNormal(2), F.FullRankNormal(2), F.LowRankNormal(2, 1), *PLANE]
+
+
+@pytest.mark.parametrize("family", EVERYWHERE, ids=name_of)
+def test_density_of_a_family_of_full_support_is_positive_far_out(family, x64):
+    assert has_full_support(family)
+    zs = 8 * jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)))
+    assert np.isfinite(jax.vmap(lambda z: family.log_prob(z, some_phi(family)))(zs)).all()
+
+
+def test_full_support_is_that_of_the_flow_and_no_claim_of_constrained_or_discrete_families():
+    assert all(has_full_support(F.FixedWeights(flow, jnp.zeros(flow.size - flow.head.size))) for flow in FIXED)
+    assert not has_full_support(F.ConstrainedNormal(2, "positive")) and not has_full_support(F.Categorical(2))

@@ -11,18 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count
-from amortgap.families.flows.head import FlowHead, FlowParts, check_layers, split_phi
-from amortgap.families.flows.layers import (
-    coupling,
-    linear_net,
-    linear_net_size,
-    pack_linear,
-    raw_scale,
-)
+from amortgap.families.flows.head import FlowHead, Phi, check_layers, split_phi
+from amortgap.families.flows.layers import coupling, linear_net, linear_net_size, pack_linear, raw_scale
 from amortgap.families.normal import standard_normal_log_prob
 
-# Share of the smallest variance that does not come from the auxiliary variables. With all of it z and v are
-# independent, a saddle: no gradient tells them to be otherwise.
+# Share of the smallest variance that does not come from the auxiliary variables. With a share of one, z and v are
+# independent, which is a saddle point: the gradient that would couple them is zero.
 _OWN_SHARE = 0.5
 
 
@@ -49,6 +43,7 @@ class AuxiliaryFlow:
       size: length of phi.
       head: FlowHead, the part of phi before the weights.
       name: of the family, "auxiliary_flow".
+      full_support: its density of z, which is not computed, is positive everywhere.
 
     Raises:
       ValueError: a size that is not positive, or a single layer.
@@ -62,12 +57,12 @@ class AuxiliaryFlow:
     width: int = field(metadata={"static": True}, default=16)
     context_dim: int = field(metadata={"static": True}, default=0)
     name: ClassVar[str] = "auxiliary_flow"
+    full_support: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("latent_dim", self.latent_dim)
         check_count("aux_dim", self.aux_dim)
-        check_layers(self)
-        check_count("num_layers", self.num_layers, minimum=2)
+        check_layers(self.num_layers, self.width, self.context_dim, fewest=2)
 
     @property
     def head(self) -> FlowHead:
@@ -100,7 +95,7 @@ class AuxiliaryFlow:
     def from_moments(self, mean: Float[Array, " d"], scale_tril: Float[Array, "d d"]) -> Float[Array, " size"]:
         """Return a phi of the normal with this mean and covariance `scale_tril scale_tril'`.
 
-        With `aux_dim < latent_dim` it keeps the variances and what the leading directions have of the correlations.
+        With `aux_dim < latent_dim` it keeps the variances, and the correlations along the leading directions.
         """
         d, a, c = self.latent_dim, self.aux_dim, self.context_dim
         scale = jnp.sqrt(jnp.sum(scale_tril**2, axis=1))
@@ -126,34 +121,28 @@ class AuxiliaryFlow:
         for number, layer in reversed(layers) if inverse else layers:
             odd = number % 2
             kept, swap = (self.aux_dim, -self.latent_dim) if odd else (self.latent_dim, 0)
+            rolled = jnp.roll(x, swap)
             x, change = coupling(
-                layer, jnp.roll(x, swap), context, self.width, inverse=inverse, num_kept=kept,
-                conditioner=linear_net,
-            )  # fmt: skip
+                layer, rolled, context, self.width, inverse=inverse, num_kept=kept, conditioner=linear_net
+            )
             x, log_det = jnp.roll(x, -swap), log_det + change
         return x, log_det
 
-    def forward(
-        self, noise: Float[Array, " n"], phi: Float[Array, " size"] | FlowParts
-    ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    def forward(self, noise: Float[Array, " n"], phi: Phi) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """Return `[z, v]` and `log |d(z, v) / dnoise|`, noise [latent_dim + aux_dim]."""
         mean, log_scale, context, weights = split_phi(self, phi)
         inner, log_det = self._through(weights, noise, context, inverse=False)
         z = mean + jnp.exp(log_scale) * inner[: self.latent_dim]
         return jnp.concatenate([z, inner[self.latent_dim :]]), log_det + jnp.sum(log_scale)
 
-    def joint_log_prob(
-        self, z: Float[Array, " d"], v: Float[Array, " a"], phi: Float[Array, " size"] | FlowParts
-    ) -> Float[Array, ""]:
+    def joint_log_prob(self, z: Float[Array, " d"], v: Float[Array, " a"], phi: Phi) -> Float[Array, ""]:
         """Return `log q(z, v; phi)` in nats."""
         mean, log_scale, context, weights = split_phi(self, phi)
         inner = jnp.concatenate([(z - mean) * jnp.exp(-log_scale), v])
         noise, log_det = self._through(weights, inner, context, inverse=True)
         return standard_normal_log_prob(noise) + log_det - jnp.sum(log_scale)
 
-    def reverse_log_prob(
-        self, v: Float[Array, " a"], z: Float[Array, " d"], phi: Float[Array, " size"] | FlowParts
-    ) -> Float[Array, ""]:
+    def reverse_log_prob(self, v: Float[Array, " a"], z: Float[Array, " d"], phi: Phi) -> Float[Array, ""]:
         """Return `log r(v | z; phi)` in nats."""
         mean, log_scale, context, weights = split_phi(self, phi)
         seen = jnp.concatenate([(z - mean) * jnp.exp(-log_scale), context])
@@ -161,9 +150,7 @@ class AuxiliaryFlow:
         centre, log_spread = linear_net(reverse, seen, self.width, 2 * self.aux_dim).reshape(-1, 2).T
         return standard_normal_log_prob((v - centre) * jnp.exp(-log_spread)) - jnp.sum(log_spread)
 
-    def sample_and_log_prob(
-        self, key: jax.Array, phi: Float[Array, " size"] | FlowParts
-    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    def sample_and_log_prob(self, key: jax.Array, phi: Phi) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """Return one draw of z and `log q(z, v) - log r(v | z)` in nats."""
         noise = jax.random.normal(key, (self.latent_dim + self.aux_dim,), split_phi(self, phi).mean.dtype)
         both, log_det = self.forward(noise, phi)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._internal.records import checked_record
-from amortgap.families.flows.head import FlowParts
-from amortgap.protocols import HasHead
+from amortgap.families.flows.head import Flow, FlowParts, FlowWithDensity
+from amortgap.protocols import has_full_support
 
 
 @checked_record
@@ -21,7 +20,9 @@ class FixedWeights:
     """A flow with given weights; phi is its head, `[mean, log scale, context]`.
 
     Formula: `q(z; phi) = q_flow(z; [phi, weights])`. Local VI in this family, from `encoder.head` of a `shared_flow`,
-    frees what that encoder computes for a datum and keeps what data share: a hundred numbers instead of ten thousands.
+    optimises the head of every datum and keeps the shared weights: a hundred parameters instead of ten thousand.
+
+    The result is a `FixedWeightsWithDensity`, which adds `log_prob`, where the flow has a density.
 
     Args:
       flow: CouplingFlow, AutoregressiveFlow or AuxiliaryFlow.
@@ -31,17 +32,22 @@ class FixedWeights:
       latent_dim: dimension d of z.
       size: length of phi.
       name: of the family, "fixed_weights".
+      full_support: whether its density is positive everywhere, as the flow says.
 
     Raises:
       ValueError: weights of another length, or a family without a head.
     """
 
-    flow: Any
+    flow: Flow
     weights: Float[Array, " weights"]
     name: ClassVar[str] = "fixed_weights"
 
+    def __new__(cls, flow: object, weights: object) -> FixedWeights:
+        """Return a new record, of the class with a density where the flow has one."""
+        return object.__new__(FixedWeightsWithDensity if isinstance(flow, FlowWithDensity) else cls)
+
     def __post_init__(self) -> None:
-        if not isinstance(self.flow, HasHead):
+        if not isinstance(self.flow, Flow):
             raise ValueError(f"flow must have a head, got {type(self.flow).__name__}")
         want, have = (self.flow.size - self.flow.head.size,), jnp.shape(self.weights)
         if have != want:
@@ -57,6 +63,11 @@ class FixedWeights:
         """Length of phi."""
         return self.flow.head.size
 
+    @property
+    def full_support(self) -> bool:
+        """Whether the density is positive everywhere."""
+        return has_full_support(self.flow)
+
     def standard(self) -> Float[Array, " size"]:
         """Return the head of the standard normal, which the weights may bend into something else."""
         return self.flow.head.standard()
@@ -69,14 +80,20 @@ class FixedWeights:
         d = self.latent_dim
         return FlowParts(phi[:d], phi[d : 2 * d], phi[2 * d :], self.weights)
 
-    @property
-    def log_prob(self) -> Callable[[Float[Array, " d"], Float[Array, " size"]], Float[Array, ""]]:
-        """`log q(z; phi)` in nats, where the flow knows it."""
-        log_prob = self.flow.log_prob
-        return lambda z, phi: log_prob(z, self._parts(phi))
-
     def sample_and_log_prob(
         self, key: jax.Array, phi: Float[Array, " size"]
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
         """Return one draw and its log density in nats, as the flow does."""
         return self.flow.sample_and_log_prob(key, self._parts(phi))
+
+
+@checked_record
+@dataclass(frozen=True)
+class FixedWeightsWithDensity(FixedWeights):
+    """The `FixedWeights` of a flow that has a density; made by `FixedWeights(flow, weights)`."""
+
+    flow: FlowWithDensity
+
+    def log_prob(self, z: Float[Array, " d"], phi: Float[Array, " size"]) -> Float[Array, ""]:
+        """Return `log q(z; phi)` in nats."""
+        return self.flow.log_prob(z, self._parts(phi))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count
+from amortgap.protocols import HasHead
 
 
 class FlowHead(NamedTuple):
@@ -31,7 +33,7 @@ class FlowParts(NamedTuple):
 
     Attributes:
       mean, log_scale: of the affine map around the flow, [d].
-      context: what its conditioners read besides.
+      context: further inputs of the conditioners.
       weights: of the layers.
     """
 
@@ -41,7 +43,29 @@ class FlowParts(NamedTuple):
     weights: Float[Array, " w"]
 
 
-def split_phi(family: Any, phi: Float[Array, " size"] | FlowParts) -> FlowParts:
+# The variational parameters of a flow, in one vector or in parts.
+Phi: TypeAlias = Float[Array, " size"] | FlowParts
+
+
+@runtime_checkable
+class Flow(HasHead, Protocol):
+    """A family with a head whose functions take phi in parts as well."""
+
+    def sample_and_log_prob(self, key: jax.Array, phi: Phi) -> tuple[Array, Array]:
+        """Return one draw z [d] and its log density in nats."""
+        ...
+
+
+@runtime_checkable
+class FlowWithDensity(Flow, Protocol):
+    """A flow that states its density at any z."""
+
+    def log_prob(self, z: Array, phi: Phi) -> Array:
+        """Return `log q(z; phi)` in nats."""
+        ...
+
+
+def split_phi(family: HasHead, phi: Phi) -> FlowParts:
     """Return mean, log scale, context and the weights of the layers."""
     if isinstance(phi, FlowParts):
         return phi
@@ -49,8 +73,8 @@ def split_phi(family: Any, phi: Float[Array, " size"] | FlowParts) -> FlowParts:
     return FlowParts(phi[:d], phi[d : 2 * d], phi[2 * d : head], phi[head:])
 
 
-def check_layers(family: Any) -> None:
-    """Raise ValueError for a number of layers, a width or a context that is out of range."""
-    check_count("num_layers", family.num_layers)
-    check_count("width", family.width)
-    check_count("context_dim", family.context_dim, minimum=0)
+def check_layers(num_layers: object, width: object, context_dim: object, *, fewest: int = 1) -> None:
+    """Refuse a number of layers, a width or a context that is out of range."""
+    check_count("num_layers", num_layers, minimum=fewest)
+    check_count("width", width)
+    check_count("context_dim", context_dim, minimum=0)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# softplus(0 + this) = 1: zero outputs of a conditioner are the identity.
+# softplus(_UNIT_SCALE) = 1: a conditioner whose outputs are zero gives the identity.
 _UNIT_SCALE = math.log(math.e - 1)
-# From weights, inputs, width and the number of outputs to the outputs.
+# A function of weights, inputs, width and number of outputs.
 Conditioner = Callable[[Array, Array, int, int], Array]
 
 
@@ -74,7 +74,7 @@ def pack_linear(matrix: Float[Array, "moved inputs"], raw: Float[Array, " moved"
 
 
 def raw_scale(scale: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return the outputs of a conditioner that stand for these scales."""
+    """Return the outputs of a conditioner that give these scales."""
     return jnp.log(jnp.expm1(scale)) - _UNIT_SCALE
 
 
@@ -122,7 +122,7 @@ def autoregressive_size(dim: int, context_dim: int, width: int) -> int:
 def masks(dim: int, context_dim: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the masks of both matrices, with which outputs j read inputs before j and the whole context."""
     inputs = np.concatenate([np.arange(dim), np.full(context_dim, -1)])
-    # Without a context nothing has rank -1, and units of that rank would read nothing.
+    # Without a context no input has rank -1, and units of that rank would read nothing.
     hidden = np.arange(width) % (dim - 1) if context_dim == 0 and dim > 1 else np.arange(width) % dim - 1
     outputs = np.repeat(np.arange(dim), 2)
     return hidden[:, None] >= inputs, outputs[:, None] > hidden
@@ -149,9 +149,9 @@ def autoregressive(
         return x * scale + shift, jnp.sum(jnp.log(scale))
 
     def solve(_: Array, guess: Array) -> Array:
-        # After pass j the first j coordinates are right, whatever the others were.
+        # After pass j the first j coordinates are exact.
         shift, scale = conditioned(guess)
         return (x - shift) / scale
 
-    found = jax.lax.fori_loop(0, x.size, solve, jnp.zeros_like(x))
-    return found, -jnp.sum(jnp.log(conditioned(found)[1]))
+    solution = jax.lax.fori_loop(0, x.size, solve, jnp.zeros_like(x))
+    return solution, -jnp.sum(jnp.log(conditioned(solution)[1]))
