@@ -57,11 +57,11 @@ def bidirectional(key=KEY, x=XS[0], model=FA, **settings):
     return ag.evidence.bidirectional(key, x, model=model, **settings)
 
 
-def optimum_excess(key=KEY, x=XS[0], model=FA, family=FAMILY, **settings):
-    return ag.evidence.optimum_excess(key, jnp.zeros(4), x, model=model, family=family, **settings)
+def suboptimality_bound(key=KEY, x=XS[0], model=FA, family=FAMILY, **settings):
+    return ag.evidence.suboptimality_bound(key, jnp.zeros(4), x, model=model, family=family, **settings)
 
 
-ESTIMATES = [*(partial(evidence, method) for method in ag.evidence.METHODS), bidirectional, optimum_excess]
+ESTIMATES = [*(partial(evidence, method) for method in ag.evidence.METHODS), bidirectional, suboptimality_bound]
 
 
 def amortized(key=KEY, xs=XS, model=FA, family=FAMILY, encoder=ENCODER, **settings):

@@ -15,7 +15,7 @@ from amortgap._internal.checks import num_rows
 from amortgap._internal.devices import encode
 from amortgap.diagnosis.clock import Clock
 from amortgap.diagnosis.parts import Measured, Problem
-from amortgap.diagnostics import psis
+from amortgap.diagnostics import pareto_k
 from amortgap.evidence import UnreliableEvidence, evidence_of_data
 from amortgap.expectations import MAX_NODES
 from amortgap.families import FullRankNormal, LowRankNormal, MeanFieldNormal
@@ -77,7 +77,7 @@ def measure_batch(key: jax.Array, rows: np.ndarray, xs: Any, problem: Problem) -
         evidence = evidence_of_data(
             key_evidence, xs, model=model, method=method, family=of, phis=proposal, num_samples=_EVIDENCE_DRAWS, **nodes
         )
-        shapes = psis(key_k, encoded, xs, model=model, family=family, num_samples=DRAWS).pareto_k
+        shapes = pareto_k(key_k, encoded, xs, model=model, family=family, num_samples=DRAWS).pareto_k
     gaps = inference_gaps(
         key_gaps, xs, model=model, family=family, encoder=problem.encoder, local=local, evidence=evidence,
         num_samples=DRAWS,

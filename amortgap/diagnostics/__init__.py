@@ -1,7 +1,7 @@
 """Whether an approximate posterior is the right one: Pareto k-hat, calibration, the aggregated posterior."""
 
 from amortgap.diagnostics.aggregate import AggregatePosterior, RateSplit, aggregate_posterior
-from amortgap.diagnostics.calibration import Calibration, Simulations, calibration, psis, simulate
+from amortgap.diagnostics.calibration import Calibration, Simulations, calibration, pareto_k, simulate
 
 __all__ = [
     "AggregatePosterior",
@@ -10,6 +10,6 @@ __all__ = [
     "Simulations",
     "aggregate_posterior",
     "calibration",
-    "psis",
+    "pareto_k",
     "simulate",
 ]

@@ -122,7 +122,7 @@ def simulate(key: jax.Array, *, model: Any, num_data: int) -> Simulations:
     return Simulations(*jax.vmap(lambda i: model.sample(jax.random.fold_in(key, i)))(jnp.arange(num_data)))
 
 
-def psis(
+def pareto_k(
     key: jax.Array, phis: Float[Array, "N size"], xs: Any, *, model: Any, family: Any, num_samples: int = 4000
 ) -> Evidence:
     """Return Pareto k-hat of every datum with the importance-sampled log p(x) it belongs to.

@@ -8,39 +8,41 @@ from amortgap.evidence.ais import ais
 from amortgap.evidence.bidirectional import bidirectional
 from amortgap.evidence.data_sets import (
     UnreliableEvidence,
+    bidirectional_of_data,
     evidence_bounds,
     evidence_of_data,
-    optimum_excess_of_data,
+    suboptimality_bound_of_data,
     warn_unreliable,
 )
 from amortgap.evidence.exact import exact
 from amortgap.evidence.importance import importance
 from amortgap.evidence.methods import METHODS, log_evidence
-from amortgap.evidence.optimum import excess_is_proven, optimum_excess
 from amortgap.evidence.pareto import pareto_k
 from amortgap.evidence.quadrature import quadrature
-from amortgap.evidence.records import Evidence, Sandwich
+from amortgap.evidence.records import Bound, Evidence, EvidenceBounds
+from amortgap.evidence.suboptimality import suboptimality_bound
 from amortgap.evidence.temperatures import SCHEDULES, linear_temperatures, sigmoid_temperatures
 
 __all__ = [
     "METHODS",
     "SCHEDULES",
+    "Bound",
     "Evidence",
-    "Sandwich",
+    "EvidenceBounds",
     "UnreliableEvidence",
     "ais",
     "bidirectional",
+    "bidirectional_of_data",
     "evidence_bounds",
     "evidence_of_data",
     "exact",
-    "excess_is_proven",
     "importance",
     "linear_temperatures",
     "log_evidence",
-    "optimum_excess",
-    "optimum_excess_of_data",
     "pareto_k",
     "quadrature",
     "sigmoid_temperatures",
+    "suboptimality_bound",
+    "suboptimality_bound_of_data",
     "warn_unreliable",
 ]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from amortgap._internal.checks import check_count, check_datum, check_key
 from amortgap.evidence.ais import Plan, Settings, anneal, anneal_back, make_settings, plan
 from amortgap.evidence.hmc import Path, make_path, place, transition
-from amortgap.evidence.records import Sandwich, log_mean
+from amortgap.evidence.records import EvidenceBounds, log_mean
 
 
 def bidirectional(
@@ -30,7 +30,7 @@ def bidirectional(
     num_leapfrog: int = 10,
     num_pilots: int = 8,
     num_warmup: int = 1000,
-) -> Sandwich:
+) -> EvidenceBounds:
     """Bound log p(x) of one datum from both sides in expectation.
 
     Formula: forward chains give `E[log mean w] <= log p(x)`; reverse chains that start at a draw of the posterior
@@ -50,7 +50,7 @@ def bidirectional(
         `ais`; both directions share the pilot run.
 
     Returns:
-      Sandwich in nats.
+      EvidenceBounds in nats.
 
     Raises:
       ValueError: as in `ais`, or a latent of another shape.
@@ -83,7 +83,7 @@ def bidirectional(
     backward = anneal_back(key_back, path, fixed, starts, settings)
     lower, lower_error, _ = log_mean(forward.log_weights)
     negative_upper, upper_error, _ = log_mean(-backward)
-    return Sandwich(
+    return EvidenceBounds(
         lower=lower,
         upper=-negative_upper,
         lower_standard_error=lower_error,

@@ -27,10 +27,10 @@ from amortgap.evidence.ais import ais
 from amortgap.evidence.bidirectional import bidirectional
 from amortgap.evidence.importance import importance
 from amortgap.evidence.methods import check_method, log_evidence
-from amortgap.evidence.optimum import optimum_excess
 from amortgap.evidence.pareto import UNRELIABLE
 from amortgap.evidence.quadrature import quadrature
-from amortgap.evidence.records import Evidence, Sandwich
+from amortgap.evidence.records import Bound, Evidence, EvidenceBounds
+from amortgap.evidence.suboptimality import suboptimality_bound
 from amortgap.protocols import HasExactEvidence
 
 # Evaluations of the model in flight: few enough to stay in cache, enough to fill the matrix products.
@@ -97,7 +97,7 @@ def evidence_of_data(
     return evidence
 
 
-def evidence_bounds(
+def bidirectional_of_data(
     key: jax.Array,
     xs: Any,
     *,
@@ -107,7 +107,7 @@ def evidence_bounds(
     phis: Float[Array, "N size"] | None = None,
     devices: Sequence[Any] | None = None,
     **settings: Any,
-) -> Sandwich:
+) -> EvidenceBounds:
     """Return bounds on log p(x) of every datum from both sides by bidirectional Monte Carlo.
 
     Formula: `E[lower_i] <= log p(x_i) <= E[upper_i]`; the second inequality is proven only where `latents` holds the
@@ -121,7 +121,7 @@ def evidence_bounds(
       settings: keyword arguments of `bidirectional`.
 
     Returns:
-      Sandwich with a leading axis N. A warning (`UnreliableEvidence`) names data with bounds that are not finite.
+      EvidenceBounds with a leading axis N. A warning (`UnreliableEvidence`) names data with bounds that are not finite.
 
     Raises:
       ValueError: as in `bidirectional`, bad data, latents or phis of another shape, or no devices.
@@ -133,12 +133,16 @@ def evidence_bounds(
     _check_phis(phis, family, xs)
     if latents is not None and jnp.shape(latents) != (num_rows(xs), model.latent_dim):
         raise ValueError(f"latents must have shape {(num_rows(xs), model.latent_dim)}, got {jnp.shape(latents)}")
-    found = _sandwich(key, latents, phis, xs, model, family, _hashable(settings), chosen_devices(devices))
+    found = _bounds(key, latents, phis, xs, model, family, _hashable(settings), chosen_devices(devices))
     _warn_of_bounds(found)
     return found
 
 
-def optimum_excess_of_data(
+# The name of the rule is `bidirectional_of_data`; this one says what is returned.
+evidence_bounds = bidirectional_of_data
+
+
+def suboptimality_bound_of_data(
     key: jax.Array,
     phis: Float[Array, "N size"],
     xs: Any,
@@ -147,32 +151,32 @@ def optimum_excess_of_data(
     family: Any,
     devices: Sequence[Any] | None = None,
     **settings: Any,
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """Return `optimum_excess` of every datum and its standard error; datum i uses `fold_in(key, i)`.
+) -> Bound:
+    """Return `suboptimality_bound` of every datum; datum i uses `fold_in(key, i)`.
 
-    Formula: `E[max F_i - F_i(phi_i)] >= ELBO(phi*_i; x_i) - ELBO(phi_i; x_i)`, i = 1..N, F as in `optimum_excess`.
+    Formula: `E[max F_i - F_i(phi_i)] >= ELBO(phi*_i; x_i) - ELBO(phi_i; x_i)`, i = 1..N, F as in `suboptimality_bound`.
 
     Args:
       key: typed key of the noise, not one that any phi was optimised with.
       phis: fits, [N, size].
       xs: data, [N, ...].
-      model, family: as in `optimum_excess`.
+      model, family: as in `suboptimality_bound`.
       devices: devices to split the data over; None for all local ones.
-      settings: keyword arguments of `optimum_excess`.
+      settings: keyword arguments of `suboptimality_bound`.
 
     Returns:
-      Mean excess and its standard error, in nats, each [N].
+      Bound in nats, its arrays [N].
 
     Raises:
-      ValueError: as in `optimum_excess`, bad data, phis of another shape, or no devices.
+      ValueError: as in `suboptimality_bound`, bad data, phis of another shape, or no devices.
 
-    Source: as in `optimum_excess`.
+    Source: as in `suboptimality_bound`.
     """
     check_key(key)
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     _check_phis(phis, family, xs)
-    return _excess(key, phis, xs, model, family, _hashable(settings), chosen_devices(devices))
+    return _suboptimality(key, phis, xs, model, family, _hashable(settings), chosen_devices(devices))
 
 
 def too_coarse(standard_error: np.ndarray, bias: str) -> np.ndarray:
@@ -207,7 +211,7 @@ def warn_unreliable(evidence: Evidence) -> None:
         _warn_of_rows(bad, what)
 
 
-def _warn_of_bounds(found: Sandwich) -> None:
+def _warn_of_bounds(found: EvidenceBounds) -> None:
     if not is_concrete((found.lower, found.upper)):
         return
     lower, upper = np.asarray(found.lower), np.asarray(found.upper)
@@ -275,12 +279,12 @@ def _evidence(
 
 
 @partial(jax.jit, static_argnames=("settings", "devices"))
-def _sandwich(
+def _bounds(
     key: jax.Array, latents: Any, phis: Any, xs: Any, model: Any, family: Any, settings: tuple, devices: tuple
-) -> Sandwich:
+) -> EvidenceBounds:
     options = dict(settings)
 
-    def one(index: Array, row: Any) -> Sandwich:
+    def one(index: Array, row: Any) -> EvidenceBounds:
         latent, phi, x = row
         return bidirectional(
             jax.random.fold_in(key, index), x, model=model, latent=latent, family=family, phi=phi, **options
@@ -291,15 +295,15 @@ def _sandwich(
 
 
 @partial(jax.jit, static_argnames=("settings", "devices"))
-def _excess(
+def _suboptimality(
     key: jax.Array, phis: Any, xs: Any, model: Any, family: Any, settings: tuple, devices: tuple
-) -> tuple[Array, Array]:
+) -> Bound:
     options = dict(settings)
 
-    def one(index: Array, row: Any) -> tuple[Array, Array]:
+    def one(index: Array, row: Any) -> Bound:
         phi, x = row
-        return optimum_excess(jax.random.fold_in(key, index), phi, x, model=model, family=family, **options)
+        return suboptimality_bound(jax.random.fold_in(key, index), phi, x, model=model, family=family, **options)
 
     # The objective of one datum runs over all its noise at once.
-    size = _chunk(_count(optimum_excess, options, "num_samples"))
+    size = _chunk(_count(suboptimality_bound, options, "num_samples"))
     return map_sharded(one, (phis, xs), chunk_size=size, devices=devices)

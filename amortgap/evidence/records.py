@@ -1,4 +1,4 @@
-"""What every estimate of log p(x) reports."""
+"""The records that estimates of log p(x) return, and the arithmetic of mean weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from amortgap.objectives import log_mean_exp
 
 
 @jax.tree_util.register_dataclass
@@ -17,13 +19,15 @@ class Evidence:
 
     Attributes:
       log_evidence: the estimate, in nats; -inf where every weight was zero.
-      standard_error: its error: Monte Carlo, zero if exact, infinite where every weight was zero or there is but one;
+      standard_error: its Monte Carlo error, zero if exact, infinite where every weight was zero or there is only one;
         for quadrature the change against the next coarser rule.
       effective_sample_size: of the weights (infinite where there are none).
-      pareto_k: shape of the upper tail of the weights; above 0.7 the estimate and its error are unreliable. -inf
-        where the weights have no tail (exact, constant weights), NaN with fewer than 25 draws.
+      pareto_k: shape of the upper tail of the weights. The estimate and its error are unreliable above
+        `reliable_below(num_draws)`, which is 0.7 for 2200 draws and more. -inf where the weights have no tail (exact,
+        constant weights), NaN with fewer than 25 draws.
       method: how it was obtained.
       bias: direction of the bias in expectation: "none", "lower bound", or "numerical" for quadrature.
+      num_draws: number of weights behind the estimate, 0 where there are none.
     """
 
     log_evidence: Float[Array, "*data"]
@@ -32,11 +36,12 @@ class Evidence:
     pareto_k: Float[Array, "*data"]
     method: str = field(metadata={"static": True})
     bias: str = field(metadata={"static": True})
+    num_draws: int = field(metadata={"static": True}, default=0)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Sandwich:
+class EvidenceBounds:
     """Bounds on log p(x) from both sides, each in expectation, for one datum or for many with a leading axis.
 
     Attributes:
@@ -58,10 +63,26 @@ class Sandwich:
     method: str = field(metadata={"static": True})
 
 
-def log_mean_error(effective: Float[Array, ""], count: float) -> Float[Array, ""]:
-    """Return the standard error of the log of a mean weight by the delta method, infinite if it cannot be known.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bound:
+    """A bound that holds in expectation, for one datum or for many with a leading axis.
 
-    That is so for a single weight and where every weight is zero.
+    Attributes:
+      value: in nats.
+      standard_error: Monte Carlo standard error of the value.
+      proven: whether mathematics guarantees the direction; otherwise the bound is heuristic.
+    """
+
+    value: Float[Array, "*data"]
+    standard_error: Float[Array, "*data"]
+    proven: bool = field(metadata={"static": True})
+
+
+def log_mean_error(effective: Float[Array, ""], count: float) -> Float[Array, ""]:
+    """Return the standard error of the log of a mean weight by the delta method.
+
+    It is infinite where it cannot be known: for a single weight, and where every weight is zero.
 
     Formula: `sd(w) / (sqrt(K) mean(w)) = sqrt(1/ESS - 1/K)` with `ESS = (sum w)^2 / sum w^2`, the variance taken
     with K - 1 in its denominator.
@@ -74,13 +95,13 @@ def log_mean_error(effective: Float[Array, ""], count: float) -> Float[Array, ""
 
 def log_mean(log_weights: Float[Array, " K"]) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Return the log of the mean weight, its standard error and the effective sample size."""
-    total = logsumexp(log_weights)
-    effective = effective_sample_size(total, logsumexp(2 * log_weights))
-    return total - jnp.log(float(log_weights.size)), log_mean_error(effective, float(log_weights.size)), effective
+    effective = effective_sample_size(logsumexp(log_weights), logsumexp(2 * log_weights))
+    return log_mean_exp(log_weights), log_mean_error(effective, float(log_weights.size)), effective
 
 
-def effective_sample_size(total: Array, total_of_squares: Array) -> Array:
+def effective_sample_size(total: Float[Array, ""], total_of_squares: Float[Array, ""]) -> Float[Array, ""]:
     """Return `(sum w)^2 / sum w^2` from the logs of both sums, zero if every weight is zero."""
-    # With every weight zero the difference would be -inf - -inf.
-    none: Bool[Array, ""] = jnp.isneginf(total)
-    return jnp.where(none, 0.0, jnp.exp(2 * jnp.where(none, 0.0, total) - jnp.where(none, 0.0, total_of_squares)))
+    # If every weight is zero, both logs are -inf and their difference is NaN.
+    all_zero = jnp.isneginf(total)
+    log_ratio = 2 * jnp.where(all_zero, 0.0, total) - jnp.where(all_zero, 0.0, total_of_squares)
+    return jnp.where(all_zero, 0.0, jnp.exp(log_ratio))

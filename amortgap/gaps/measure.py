@@ -19,11 +19,11 @@ from amortgap._internal.checks import (
     num_rows,
 )
 from amortgap._internal.devices import encode, map_data
-from amortgap.evidence import Evidence, Sandwich, evidence_of_data, excess_is_proven, optimum_excess_of_data
+from amortgap.evidence import Bound, Evidence, EvidenceBounds, evidence_of_data, suboptimality_bound_of_data
 from amortgap.evidence.hmc import check_prior
 from amortgap.evidence.methods import check_method
 from amortgap.gaps.estimates import Estimate, paired_difference
-from amortgap.gaps.record import Bound, Gaps
+from amortgap.gaps.record import Gaps
 from amortgap.inference.local.local_vi import LocalFit, fit_local
 from amortgap.objectives import elbo_draws
 from amortgap.protocols import Reparameterised
@@ -132,7 +132,7 @@ def inference_gaps(
     family: Any,
     encoder: Any,
     local: LocalFit | None = None,
-    evidence: Evidence | Sandwich | None = None,
+    evidence: Evidence | EvidenceBounds | None = None,
     evidence_method: str = "auto",
     num_samples: int = 1000,
     evidence_samples: int = 5000,
@@ -156,8 +156,8 @@ def inference_gaps(
       evidence_method: as in `evidence_of_data`.
       num_samples: draws per datum for both ELBOs, above 100 rounded up to whole hundreds.
       evidence_samples: draws per datum for importance sampling, with the local optimum as the proposal.
-      optimum_samples: draws per datum for an upper bound on the ELBO of the local optimum (`optimum_excess`), which
-        closes the intervals of the approximation and the amortization gap; None to leave it out.
+      optimum_samples: draws per datum for the upper bound on the best ELBO by `suboptimality_bound`, which closes the
+        intervals of the approximation and the amortization gap; None to leave it out.
       every_start: whether local VI runs both from the encoder's output and from the family's standard member, as in
         `fit_local`: on a posterior of several modes the encoder may lead to a lesser one. False halves the time.
       progress: show progress bars on standard error if that is a terminal.
@@ -203,7 +203,7 @@ def inference_gaps(
         if evidence_method == "ais":
             check_prior(model)
     else:
-        given = evidence.lower if isinstance(evidence, Sandwich) else evidence.log_evidence
+        given = evidence.lower if isinstance(evidence, EvidenceBounds) else evidence.log_evidence
         if given.shape != (n,):
             raise ValueError(f"evidence must hold {n} values, got shape {given.shape}")
     encoded = encode(encoder, xs)
@@ -221,8 +221,8 @@ def inference_gaps(
             phis=local.phi,
             num_samples=evidence_samples,
         )
-    excess = upper = None
-    if isinstance(evidence, Sandwich):
+    upper = excess = None
+    if isinstance(evidence, EvidenceBounds):
         upper = Bound(evidence.upper, evidence.upper_standard_error, evidence.proven)
         value, error, bias = evidence.lower, evidence.lower_standard_error, "lower bound"
     else:
@@ -230,10 +230,9 @@ def inference_gaps(
     phis = jnp.stack([local.phi, encoded], axis=1)
     bounds = evaluate_bounds(key_bounds, phis, xs, model=model, family=family, num_samples=num_samples)
     if optimum_samples is not None:
-        mean, mean_error = optimum_excess_of_data(
+        excess = suboptimality_bound_of_data(
             key_excess, local.phi, xs, model=model, family=family, num_samples=optimum_samples
         )
-        excess = Bound(mean, mean_error, excess_is_proven(model, family))
     return Gaps(
         log_evidence=value,
         elbo_local=bounds.elbo[:, 0],
@@ -245,7 +244,7 @@ def inference_gaps(
         converged=local.converged,
         suboptimality=local.suboptimality,
         evidence_upper=upper,
-        optimum_excess=excess,
+        suboptimality_bound=excess,
         evidence_method=evidence.method,
         evidence_bias=bias,
     )

@@ -8,23 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from amortgap.evidence import Bound
 from amortgap.gaps.estimates import Estimate, estimate
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Bound:
-    """A bound that holds in expectation, for every datum.
-
-    Attributes:
-      value: in nats, [N].
-      standard_error: Monte Carlo standard error, [N].
-      proven: whether mathematics guarantees the direction, or only experience.
-    """
-
-    value: Float[Array, " N"]
-    standard_error: Float[Array, " N"]
-    proven: bool = field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +29,8 @@ class Gaps:
       converged: whether the local optimum of the datum met its tolerance, [N].
       suboptimality: estimate of the nats by which the local fit misses its optimum, [N].
       evidence_upper: an upper bound on log p(x), where one is known besides an exact value.
-      optimum_excess: an upper bound on the nats by which the local fit misses the best ELBO, where one was computed.
+      suboptimality_bound: an upper bound on the nats by which the local fit misses the best ELBO, where
+        it was computed.
       evidence_method: how log p(x) was obtained.
       evidence_bias: "none", "numerical", or the direction in which log p(x) is off in expectation.
     """
@@ -59,7 +45,7 @@ class Gaps:
     converged: Bool[Array, " N"]
     suboptimality: Float[Array, " N"]
     evidence_upper: Bound | None = None
-    optimum_excess: Bound | None = None
+    suboptimality_bound: Bound | None = None
     evidence_method: str = field(metadata={"static": True})
     evidence_bias: str = field(metadata={"static": True})
 
@@ -108,13 +94,13 @@ class Gaps:
         fit = Bound(self.elbo_local, self.elbo_local_standard_error, True)
         encoder = Bound(self.elbo_amortized, self.elbo_amortized_standard_error, True)
         paired = Bound(self.amortization, self.amortization_standard_error, True)
-        best = _combine(fit, self.optimum_excess, 1)
+        best = _combine(fit, self.suboptimality_bound, 1)
         return {
             "log_evidence": (lower, upper),
             "elbo_local": (fit, best),
             "elbo_amortized": (encoder, encoder),
             "approximation": (_combine(lower, best, -1), _combine(upper, fit, -1)),
-            "amortization": (paired, _combine(paired, self.optimum_excess, 1)),
+            "amortization": (paired, _combine(paired, self.suboptimality_bound, 1)),
             "inference": (_combine(lower, encoder, -1), _combine(upper, encoder, -1)),
         }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.diagnostics import Calibration, Simulations, calibration, psis, simulate
+from amortgap.diagnostics import Calibration, Simulations, calibration, pareto_k, simulate
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_k_hat_of_a_mean_field_optimum_is_the_correlation_for_every_datum(factor
     with warnings.catch_warnings():
         # Single data may exceed 0.7 by chance.
         warnings.simplefilter("ignore", ag.evidence.UnreliableEvidence)
-        found = psis(
+        found = pareto_k(
             key, optima, simulated.xs, model=factor_analysis, family=ag.families.MeanFieldNormal(2), num_samples=4000
         )
     mean = float(jnp.mean(found.pareto_k))
@@ -93,7 +93,7 @@ def test_k_hat_of_a_mean_field_optimum_is_the_correlation_for_every_datum(factor
 def test_bad_input_is_refused_by_name(factor_analysis, simulated, optima, key):
     family = ag.families.MeanFieldNormal(2)
     with pytest.raises(ValueError, match="num_samples must be a whole number, at least 25"):
-        psis(key, optima, simulated.xs, model=factor_analysis, family=family, num_samples=10)
+        pareto_k(key, optima, simulated.xs, model=factor_analysis, family=family, num_samples=10)
     with pytest.raises(ValueError, match="phis must have shape"):
         calibration(key, optima[:3], simulated, model=factor_analysis, family=family)
     with pytest.raises(ValueError, match=r"simulation needs model.sample, which LogJoint lacks"):

@@ -164,7 +164,7 @@ def test_local_fit_bounds_evidence_and_excess_have_keys_of_their_own(key, monkey
 
         monkeypatch.setattr(measure, name, call)
 
-    for name in ("fit_local", "evaluate_bounds", "evidence_of_data", "optimum_excess_of_data"):
+    for name in ("fit_local", "evaluate_bounds", "evidence_of_data", "suboptimality_bound_of_data"):
         watched(name)
     ag.inference_gaps(
         key, XS, model=MODEL, family=FAMILY, encoder=ENCODER, evidence_method="importance", num_samples=10,
@@ -273,7 +273,7 @@ def test_errors_of_evidence_enter_its_two_gaps_and_the_bounds_only_where_they_ar
 
 def test_each_end_of_a_sandwich_keeps_its_own_error():
     zeros = jnp.zeros(6)
-    sandwich = ag.evidence.Sandwich(
+    sandwich = ag.evidence.EvidenceBounds(
         lower=zeros - 9, upper=zeros, lower_standard_error=zeros + 0.1, upper_standard_error=zeros + 0.4,
         acceptance=zeros, proven=True, method="made up",
     )  # fmt: skip

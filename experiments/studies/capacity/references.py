@@ -180,7 +180,8 @@ class References:
             return estimate_evidence(study, self.model(study), proposal)
 
         def restore(arrays: dict[str, jax.Array], words: dict[str, str]) -> ag.evidence.Evidence:
-            return ag.evidence.Evidence(**arrays, method=words["method"], bias=words["bias"])
+            count = int(words["num_draws"])
+            return ag.evidence.Evidence(**arrays, method=words["method"], bias=words["bias"], num_draws=count)
 
         return self._once(study, "evidence", make, _fields_of, restore)
 
@@ -203,7 +204,7 @@ class References:
 
 def _fields_of(record: Any) -> tuple[dict[str, Any], dict[str, str]]:
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    words = {name: value for name, value in values.items() if isinstance(value, str)}
+    words = {name: str(value) for name, value in values.items() if isinstance(value, (str, int))}
     return {name: value for name, value in values.items() if name not in words}, words
 
 
