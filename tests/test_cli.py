@@ -65,7 +65,7 @@ def test_wrong_arguments_end_with_a_message_and_status_two(tmp_path, capsys):
     assert cli.main(["diagnose", str(file), "--out", str(tmp_path / "no" / "where.html")]) == 2
     assert "--out must lie in a folder that exists" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "nothing")]) == 2
-    assert "folder must be one of results" in capsys.readouterr().err
+    assert "folder: no such folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         cli.main(["diagnose", str(file), "--bugdet", "50"])
     assert stopped.value.code == 2

@@ -1,9 +1,8 @@
-"""What one's own encoder loses, why, how sure that is, and what to do about it: `diagnose`."""
+"""How many nats an encoder loses, why, how sure that is, and what to do about it: `diagnose`."""
 
-from amortgap.diagnosis.diagnose import MINIMUM_BUDGET, diagnose
-from amortgap.diagnosis.parts import Coverage, Finding, Latents, Measured, Problem, TriedRemedy
-from amortgap.diagnosis.record import Diagnosis
-from amortgap.diagnosis.trials import REMEDIES
+from amortgap.diagnosis.diagnose import MINIMUM_BUDGET, Diagnosis, diagnose
+from amortgap.diagnosis.records import Coverage, Finding, Latents, Measured, Problem, TriedRemedy
+from amortgap.diagnosis.remedies import REMEDIES
 
 __all__ = [
     "MINIMUM_BUDGET",

@@ -1,12 +1,11 @@
-"""Trying remedies, each in its share of the time that is left, for what they buy on the held-out data."""
+"""The trials of remedies: each gives the held-out data new variational parameters, by refinement or by training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,47 +15,80 @@ from jaxtyping import Array
 
 from amortgap import encoders
 from amortgap._internal.checks import num_rows
-from amortgap._internal.devices import encode
-from amortgap.diagnosis.clock import Clock
-from amortgap.diagnosis.measuring import DRAWS, richer_family, take
-from amortgap.diagnosis.parts import Measured, Problem, TriedRemedy
+from amortgap._internal.devices import encode, take
+from amortgap.diagnosis.measure import DRAWS, richer_family
+from amortgap.diagnosis.records import Budget, Measured, Problem
 from amortgap.gaps import Estimate, paired_difference
 from amortgap.gaps.measure import EvaluatedBounds, evaluate_bounds
 from amortgap.inference.refinement.refine import refine
 from amortgap.inference.training.amortized import amortized_vi
 from amortgap.networks import count_weights
-from amortgap.protocols import Simulating, is_diagonal
+from amortgap.protocols import Data, Datum, Encoder, Family, Model, Simulating, is_diagonal
 
-REFINEMENT_STEPS = (5, 20)
-# Of the natural gradient, whose rate has no unit, and of Adam for other families; antithetic pairs of draws.
-_NATURAL = {"learning_rate": 0.3, "num_samples": 4, "optimizer": "natural"}
-_ADAM = {"learning_rate": 0.05, "num_samples": 4, "optimizer": "adam"}
-_CHOICE_DRAWS = 50
-_PILOT_STEPS = 50
-# Of training within a trial: fewer show what was not trained rather than what it could bring.
-_FEWEST_STEPS, _MOST_STEPS = 200, 20_000
-# Data that evaluations during training look at, and that a fresh encoder is standardised by.
-_EVALUATED, _STANDARDIZED = 1000, 10_000
-_SIMULATED = 5000
-_WIDEST = 1024
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """Sizes of the trials, each with its reason.
+
+    Attributes:
+      refinement_steps: in the study of remedies, five natural-gradient steps removed three quarters of the nats that
+        local VI removed on Fashion-MNIST, and twenty nine tenths.
+      natural_rate: rate of natural gradients, which has no unit; the study of remedies uses the same.
+      adam_rate: rate of Adam's steps in phi, for families without natural gradients.
+      refinement_draws: draws per step, two antithetic pairs; the study of remedies uses as many.
+      choice_draws: draws per datum that decide whether a refined phi is kept.
+      pilot_steps: steps that time training; few against the steps of a trial.
+      fewest_steps: below, a trial shows what was not trained rather than what training can bring.
+      most_steps: more would leave nothing of a long budget to later remedies.
+      validation_data: data whose ELBO is evaluated during training, for its certificate.
+      standardization_data: data that standardise a fresh encoder: moments of 10,000 are known within one percent.
+      simulated_data: data drawn from the model; training sees as many of the user's data at most.
+      narrowest, widest: range of the widths of fresh encoders.
+      continued_rate, fresh_rate: Adam's rates for weights already trained, which a higher one would disturb, and for
+        fresh ones, the default of `amortized_vi`.
+      least_refining, least_training: seconds that compiling takes at least, and a little computing with it.
+    """
+
+    refinement_steps: tuple[int, ...] = (5, 20)
+    natural_rate: float = 0.3
+    adam_rate: float = 0.05
+    refinement_draws: int = 4
+    choice_draws: int = 50
+    pilot_steps: int = 50
+    fewest_steps: int = 200
+    most_steps: int = 20_000
+    validation_data: int = 1000
+    standardization_data: int = 10_000
+    simulated_data: int = 5000
+    narrowest: int = 64
+    widest: int = 1024
+    continued_rate: float = 1e-3
+    fresh_rate: float = 3e-3
+    least_refining: float = 2.0
+    least_training: float = 6.0
+
+
+SETTINGS = TrialSettings()
 
 
 class NotTried(Exception):
-    """A remedy that does not apply; the message says why."""
+    """A remedy does not apply; the message says why."""
 
 
-class Place(NamedTuple):
-    """What trials share: the problem, what was measured on held-out data, these data, and the clock."""
+class TrialContext(NamedTuple):
+    """What all trials share: the problem, the measurements on held-out data, these data and the budget."""
 
     problem: Problem
     test: Measured
-    xs: Any
-    clock: Clock
+    xs: Data
+    budget: Budget
 
 
-class _Trial(NamedTuple):
+class Trial(NamedTuple):
+    """The variational parameters that a remedy gives the held-out data, and its cost as in `TriedRemedy`."""
+
     phis: Array
-    family: Any
+    family: Family
     parameters: int
     gradients: int
     note: str
@@ -65,188 +97,164 @@ class _Trial(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Flattened:
-    """An encoder of vectors that reads data of any shape, all its numbers in one row."""
+    """An encoder of vectors that reads data of any shape, all numbers of a datum in one row."""
 
-    encoder: Any
+    encoder: encoders.Encoder
 
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: Datum) -> Array:
         return self.encoder(ravel_pytree(x)[0])
 
 
-def _bounds(key: jax.Array, phis: Array, place: Place, family: Any, num_samples: int = DRAWS) -> EvaluatedBounds:
-    return evaluate_bounds(key, phis, place.xs, model=place.problem.model, family=family, num_samples=num_samples)
+def _first(xs: Data, count: int) -> Data:
+    return take(xs, np.arange(min(count, num_rows(xs))))
 
 
-def _gain(key: jax.Array, place: Place, phis: Array, family: Any) -> Estimate:
+def _bounds(
+    key: jax.Array, phis: Array, context: TrialContext, family: Family, num_samples: int = DRAWS
+) -> EvaluatedBounds:
+    return evaluate_bounds(key, phis, context.xs, model=context.problem.model, family=family, num_samples=num_samples)
+
+
+def measured_gain(key: jax.Array, context: TrialContext, phis: Array, family: Family) -> Estimate:
     """Return `mean ELBO(phi_i; x_i) - ELBO(encoder(x_i); x_i)` over the held-out data."""
-    own = place.problem.family
+    own = context.problem.family
     if phis.shape[1] == own.size and type(family) is type(own):
-        both = jnp.stack([phis, jnp.asarray(place.test.encoded)], axis=1)
-        found = _bounds(key, both, place, family)
-        return paired_difference(found.elbo[:, 0], found.elbo[:, 1], found.paired_standard_error[:, 1])
-    found, gaps = _bounds(key, phis[:, None], place, family), place.test.gaps
-    errors = jnp.hypot(found.standard_error[:, 0], gaps.elbo_amortized_standard_error)
-    return paired_difference(found.elbo[:, 0], jnp.asarray(gaps.elbo_amortized), errors)
+        both = jnp.stack([phis, jnp.asarray(context.test.encoded)], axis=1)
+        bounds = _bounds(key, both, context, family)
+        return paired_difference(bounds.elbo[:, 0], bounds.elbo[:, 1], bounds.paired_standard_error[:, 1])
+    bounds, gaps = _bounds(key, phis[:, None], context, family), context.test.gaps
+    errors = jnp.hypot(bounds.standard_error[:, 0], gaps.elbo_amortized_standard_error)
+    return paired_difference(bounds.elbo[:, 0], jnp.asarray(gaps.elbo_amortized), errors)
 
 
-@partial(jax.jit, static_argnames=("settings",))
-def _refined(key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, settings: tuple) -> Array:
-    def one(index: Array, phi: Array, x: Any) -> Array:
-        return refine(jax.random.fold_in(key, index), phi, x, model=model, family=family, **dict(settings)).phi
+@partial(jax.jit, static_argnames=("num_steps", "rate", "optimizer"))
+def _refined(
+    key: jax.Array, phis: Array, xs: Data, model: Model, family: Family, num_steps: int, rate: float, optimizer: str
+) -> Array:
+    refine_one = partial(
+        refine,
+        model=model,
+        family=family,
+        num_steps=num_steps,
+        learning_rate=rate,
+        optimizer=optimizer,
+        num_samples=SETTINGS.refinement_draws,
+    )
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(phis.shape[0]))
+    return jax.vmap(refine_one)(keys, phis, xs).phi
 
-    return jax.vmap(one)(jnp.arange(phis.shape[0]), phis, xs)
 
-
-def _refine(steps: int, key: jax.Array, place: Place, seconds: float) -> _Trial:
-    model, family = place.problem.model, place.problem.family
-    how = _NATURAL if is_diagonal(family) else _ADAM
-    settings = tuple(sorted((how | {"num_steps": steps}).items()))
+def refinement(num_steps: int, key: jax.Array, context: TrialContext, seconds: float) -> Trial:
+    """Refine every phi from the encoder's output; nothing is trained."""
+    model, family = context.problem.model, context.problem.family
+    natural = is_diagonal(family)
+    rate, optimizer = (SETTINGS.natural_rate, "natural") if natural else (SETTINGS.adam_rate, "adam")
     key_steps, key_choice = jax.random.split(key)
-    encoded = jnp.asarray(place.test.encoded)
-    phis = _refined(key_steps, encoded, place.xs, model, family, settings)
-    # Steps of one rate for all may throw a datum far off; whoever refines keeps what is better, on draws of their own.
-    judged = _bounds(key_choice, jnp.stack([encoded, phis], axis=1), place, family, _CHOICE_DRAWS).elbo
-    phis = jnp.where((judged[:, 1] > judged[:, 0])[:, None], phis, encoded)
-    gradients = steps * how["num_samples"]
-    kind = "natural-gradient" if how is _NATURAL else "Adam"
-    return _Trial(phis, family, 0, gradients, f"{steps} {kind} steps from the encoder, kept where better; no training")
+    encoded = jnp.asarray(context.test.encoded)
+    phis = _refined(key_steps, encoded, context.xs, model, family, num_steps, rate, optimizer)
+    # A fixed rate diverges on some data; keep the refined phi where its ELBO is higher on fresh draws.
+    both = jnp.stack([encoded, phis], axis=1)
+    elbo = _bounds(key_choice, both, context, family, SETTINGS.choice_draws).elbo
+    phis = jnp.where((elbo[:, 1] > elbo[:, 0])[:, None], phis, encoded)
+    kind = "natural-gradient" if natural else "Adam"
+    note = f"{num_steps} {kind} steps from the encoder, kept where better; no training"
+    return Trial(phis, family, 0, num_steps * SETTINGS.refinement_draws, note)
 
 
 def _train(
-    key: jax.Array, place: Place, seconds: float, xs: Any, family: Any, encoder: Any, rate: float
-) -> tuple[Any, str]:
-    """Return the encoder trained for about `seconds`, and what was done.
+    key: jax.Array,
+    context: TrialContext,
+    seconds: float,
+    xs: Data,
+    family: Family,
+    encoder: Encoder,
+    rate: float,
+    prefix: str = "",
+) -> Trial:
+    """Return the trial of an encoder that is trained for about `seconds`.
 
-    A pilot compiles, a second one times the steps; the number of steps that fits then compiles once more.
+    A first pilot compiles, a second one times the steps; the number of steps that fits then compiles once more.
     """
-    settings: dict[str, Any] = {
-        "model": place.problem.model, "family": family, "encoder": encoder, "num_evaluations": 2,
-        "batch_size": min(100, num_rows(xs)), "learning_rate": rate,
-        "validation": take(xs, np.arange(min(_EVALUATED, num_rows(xs)))),
-    }  # fmt: skip
-    marks = [place.clock.spent]
+    weights = count_weights(encoder)
+    if not weights:
+        raise NotTried("the encoder holds no weights that training could change; bring it as a flax module")
+    batch_size = min(100, num_rows(xs))
+    train = partial(
+        amortized_vi,
+        key,
+        xs,
+        model=context.problem.model,
+        family=family,
+        encoder=encoder,
+        validation=_first(xs, SETTINGS.validation_data),
+        num_evaluations=2,
+        batch_size=batch_size,
+        learning_rate=rate,
+    )
+    marks = [context.budget.spent]
     for _ in range(2):
-        fit = jax.block_until_ready(amortized_vi(key, xs, num_steps=_PILOT_STEPS, **settings))
-        marks.append(place.clock.spent)
+        jax.block_until_ready(train(num_steps=SETTINGS.pilot_steps))
+        marks.append(context.budget.spent)
     compiling, running = marks[1] - marks[0], marks[2] - marks[1]
     left = seconds - 2 * compiling - running
-    steps = min(_MOST_STEPS, int(left / running * _PILOT_STEPS))
-    if steps < _FEWEST_STEPS:
+    steps = min(SETTINGS.most_steps, int(left / running * SETTINGS.pilot_steps))
+    if steps < SETTINGS.fewest_steps:
         raise NotTried(f"the time allows {max(steps, 0)} steps of training, too few to tell")
-    fit = jax.block_until_ready(amortized_vi(key, xs, num_steps=steps, **settings))
+    fit = jax.block_until_ready(train(num_steps=steps))
+    note = f"{prefix}{steps} steps of Adam on batches of {batch_size}"
+    change, error = float(fit.change), float(fit.change_standard_error)
     if not bool(fit.finite):
-        return fit.encoder, f"{steps} steps; training met values that are not finite"
-    moved, error = float(fit.change), float(fit.change_standard_error)
-    more = f", still gaining {moved:.2f} nats over the second half" if moved > max(0.02, 2 * error) else ""
-    return fit.encoder, f"{steps} steps of Adam on batches of {settings['batch_size']}{more}"
+        note = f"{prefix}{steps} steps; training met values that are not finite"
+    elif change > max(0.02, 2 * error):
+        note += f", still gaining {change:.2f} nats over the second half"
+    return Trial(encode(fit.encoder, context.xs), family, weights, 0, note)
 
 
-def _more_training(key: jax.Array, place: Place, seconds: float) -> _Trial:
-    problem = place.problem
-    weights = count_weights(problem.encoder)
-    if not weights:
-        raise NotTried("the encoder holds no weights that training could change; bring it as a flax module")
-    encoder, note = _train(key, place, seconds, problem.xs_train, problem.family, problem.encoder, 1e-3)
-    return _Trial(encode(encoder, place.xs), problem.family, weights, 0, note)
+def more_training(key: jax.Array, context: TrialContext, seconds: float) -> Trial:
+    """Train the encoder further on its own training data."""
+    problem = context.problem
+    return _train(key, context, seconds, problem.xs_train, problem.family, problem.encoder, SETTINGS.continued_rate)
 
 
-def _simulated_training(key: jax.Array, place: Place, seconds: float) -> _Trial:
-    problem = place.problem
+def simulated_training(key: jax.Array, context: TrialContext, seconds: float) -> Trial:
+    """Train the encoder further on its training data and on data drawn from the model."""
+    problem = context.problem
     if not isinstance(problem.model, Simulating):
         raise NotTried("the model cannot simulate data: it has no `sample`")
-    weights = count_weights(problem.encoder)
-    if not weights:
-        raise NotTried("the encoder holds no weights that training could change; bring it as a flax module")
     key_simulate, key_order, key_train = jax.random.split(key, 3)
-    xs = take(problem.xs_train, np.arange(min(_SIMULATED, num_rows(problem.xs_train))))
-    _, more = jax.vmap(problem.model.sample)(jax.random.split(key_simulate, _SIMULATED))
-    if jax.tree.map(lambda leaf: leaf.shape[1:], more) != jax.tree.map(lambda leaf: leaf.shape[1:], xs):
-        raise NotTried("what the model simulates has not the shape of the data")
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), xs, more)
-    order = np.asarray(jax.random.permutation(key_order, num_rows(both)))
-    encoder, note = _train(key_train, place, seconds, take(both, order), problem.family, problem.encoder, 1e-3)
-    return _Trial(encode(encoder, place.xs), problem.family, weights, 0, f"{_SIMULATED} data from the model; {note}")
+    xs = _first(problem.xs_train, SETTINGS.simulated_data)
+    _, simulated = jax.vmap(problem.model.sample)(jax.random.split(key_simulate, SETTINGS.simulated_data))
+    shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], data) for data in (simulated, xs)]
+    if shapes[0] != shapes[1]:
+        raise NotTried(f"simulated data have shape {shapes[0]}, and not {shapes[1]}, the shape of the data")
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), xs, simulated)
+    shuffled = take(both, np.asarray(jax.random.permutation(key_order, num_rows(both))))
+    prefix = f"{SETTINGS.simulated_data} data from the model; "
+    rate = SETTINGS.continued_rate
+    return _train(key_train, context, seconds, shuffled, problem.family, problem.encoder, rate, prefix)
 
 
 def _width(inputs: int, outputs: int, weights: int) -> int:
     """Return the width at which two hidden layers hold about this many weights."""
+    # Width w has w^2 + (inputs + outputs) w weights.
     linear = inputs + outputs
     width = 0.5 * (math.sqrt(linear**2 + 4.0 * weights) - linear)
-    return int(min(_WIDEST, max(64, round(width))))
+    return int(min(SETTINGS.widest, max(SETTINGS.narrowest, round(width))))
 
 
-def _fresh(key: jax.Array, place: Place, seconds: float, *, richer: bool) -> _Trial:
-    problem = place.problem
+def fresh_encoder(key: jax.Array, context: TrialContext, seconds: float, *, richer: bool) -> Trial:
+    """Train a fresh perceptron with four times the weights, or with as many for the full-rank family."""
+    problem = context.problem
     family = richer_family(problem.family) if richer else problem.family
     if richer and problem.family.latent_dim == 1:
         raise NotTried("with one latent dimension it is the same family")
     if family is None:
         raise NotTried("the family is no normal that full rank would enrich, or too large for it")
     key_weights, key_train = jax.random.split(key)
-    rows = take(problem.xs_train, np.arange(min(_STANDARDIZED, num_rows(problem.xs_train))))
+    rows = _first(problem.xs_train, SETTINGS.standardization_data)
     flat = jax.vmap(lambda x: ravel_pytree(x)[0])(rows)
     weights = count_weights(problem.encoder)
     width = _width(flat.shape[1], family.size, weights if richer else 4 * weights)
-    start = _Flattened(encoders.mlp(key_weights, flat.shape[1], family, width=width, depth=2, standardize=flat))
-    encoder, note = _train(key_train, place, seconds, problem.xs_train, family, start, 3e-3)
-    return _Trial(
-        encode(encoder, place.xs), family, start.encoder.num_weights, 0, f"two layers of {width} units, fresh; {note}"
-    )
-
-
-TRIALS: dict[str, Callable[[jax.Array, Place, float], _Trial]] = {
-    **{f"refine {steps} steps": partial(_refine, steps) for steps in REFINEMENT_STEPS},
-    "more training": _more_training,
-    "training with simulated data": _simulated_training,
-    "wider encoder": partial(_fresh, richer=False),
-    "full-rank encoder": partial(_fresh, richer=True),
-}
-REMEDIES = tuple(TRIALS)
-# Seconds that compiling takes at least, and some training with it.
-_LEAST_REFINING, _LEAST_TRAINING = 2.0, 6.0
-
-
-def limits(test: Measured) -> list[TriedRemedy]:
-    """Return what the best encoder, and the best full-rank normals, would gain."""
-    gaps = test.gaps
-    best = paired_difference(gaps.elbo_local, gaps.elbo_amortized, gaps.amortization_standard_error)
-    found = [
-        TriedRemedy("best encoder of this family", best, 0, 0.0, 0, "local optima: no encoder gains more", limit=True)
-    ]
-    if test.richer_elbo is not None and test.richer_standard_error is not None:
-        errors = jnp.hypot(test.richer_standard_error, gaps.elbo_amortized_standard_error)
-        gain = paired_difference(test.richer_elbo, gaps.elbo_amortized, errors)
-        note = "local optima of full-rank normals"
-        found.append(TriedRemedy("best full-rank normals", gain, 0, 0.0, 0, note, limit=True))
-    return found
-
-
-def try_remedies(
-    key: jax.Array, place: Place, *, names: tuple[str, ...], seconds: float, bar: Callable[[str], None]
-) -> tuple[tuple[TriedRemedy, ...], tuple[tuple[str, str], ...]]:
-    """Return the remedies that were tried until `seconds` on the clock, the best first, and those that were not."""
-    tried, skipped = [], []
-    for number, name in enumerate(names):
-        began = place.clock.spent
-        left, least = seconds - began, _LEAST_REFINING if name.startswith("refine") else _LEAST_TRAINING
-        if left < least:
-            skipped.append((name, f"no time left: {max(left, 0):.1f} s, and it takes {least:g} at least"))
-            continue
-        # An even share of what is left, or as much as is needed: what comes first is tried, rather than nothing.
-        share = max(left / (len(names) - number), least)
-        key_trial, key_gain = jax.random.split(jax.random.fold_in(key, REMEDIES.index(name)))
-        try:
-            done = TRIALS[name](key_trial, place, share)
-            gain = jax.block_until_ready(_gain(key_gain, place, done.phis, done.family))
-        except NotTried as error:
-            skipped.append((name, str(error)))
-            continue
-        except Exception as error:
-            # What is measured took minutes; a remedy that fails on the user's model must not take it along.
-            skipped.append((name, f"it failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"))
-            continue
-        taken = place.clock.spent - began
-        tried.append(TriedRemedy(name, gain, done.parameters, taken, done.gradients, done.note))
-        bar(f"tried: {name}")
-    tried.sort(key=lambda remedy: -np.nan_to_num(float(remedy.gain.mean), nan=-np.inf, neginf=-np.inf))
-    return (*tried, *limits(place.test)), tuple(skipped)
+    encoder = encoders.mlp(key_weights, flat.shape[1], family, width=width, depth=2, standardize=flat)
+    prefix, rate = f"two layers of {width} units, fresh; ", SETTINGS.fresh_rate
+    return _train(key_train, context, seconds, problem.xs_train, family, _Flattened(encoder), rate, prefix)

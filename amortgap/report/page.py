@@ -1,12 +1,12 @@
-"""From a template and plain values to one HTML file; every string is escaped, figures are inlined."""
+"""Fills a template and writes one HTML file: every string is escaped, figures are inlined."""
 
 from __future__ import annotations
 
 import base64
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib
@@ -14,12 +14,13 @@ import matplotlib.pyplot as plt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+import amortgap
 from amortgap._internal.files import write_atomic
 from amortgap.figures import style
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("amortgap.report"),
-    # Whatever a template is called: data may hold anything.
+    # In every template: data may hold anything.
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -41,13 +42,13 @@ def inline_figure(figure: Figure) -> Markup:
     return inline_png(drawn.getvalue())
 
 
-def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> Path:
-    """Write a template filled with values at `path`, whole or not at all, and return the path.
+def write_page(path: str | os.PathLike[str], template: str, values: Mapping[str, object]) -> Path:
+    """Write a template filled with values at `path`, atomically, and return the path.
 
     Raises:
       OSError: the file cannot be written.
     """
     path = Path(path)
-    text = _ENVIRONMENT.get_template(template).render(**values)
+    text = _ENVIRONMENT.get_template(template).render(values, version=amortgap.__version__)
     write_atomic(path, text.encode())
     return path

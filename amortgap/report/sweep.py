@@ -10,12 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import amortgap
 from amortgap.report.page import inline_png, write_page
 from amortgap.sweep.records import Store
 
 _HASH = re.compile(r"^[0-9a-f]{64}$")
-# Rows of a table in the report; the rest stays in the file beside it.
+# Entries of the sidecar that are shown.
+_FACTS = ("written", "seconds", "machine", "versions", "git_commit", "data_sha256")
+# Rows of a table and failed cells shown in the report; the files beside it hold the rest.
 _ROWS = 200
 _FAILED = 50
 
@@ -31,12 +32,12 @@ def write_sweep(folder: str | os.PathLike[str], path: str | os.PathLike[str] | N
       The path written.
 
     Raises:
-      ValueError: the folder is none, or holds neither table nor figure nor sidecar, or a sidecar that cannot be read.
+      ValueError: no such folder, a folder without table, figure and sidecar, or a sidecar that is no JSON.
       OSError: the file cannot be written.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"folder must be one of results, got {str(folder)!r}, which is none")
+        raise ValueError(f"folder: no such folder: {str(folder)!r}")
     sidecars = [_sidecar(file) for file in sorted(folder.glob("*.json")) if file.name != "manifest.json"]
     tables = sorted(folder.glob("*.csv"))
     figures = sorted(folder.glob("*.png"))
@@ -44,25 +45,20 @@ def write_sweep(folder: str | os.PathLike[str], path: str | os.PathLike[str] | N
         raise ValueError(f"folder {str(folder)!r} holds no table, figure or sidecar of a sweep")
     facts = sidecars[0] if sidecars else {}
     columns = {name: meaning for sidecar in sidecars for name, meaning in sidecar.get("columns", {}).items()}
-    cells, failed, left_out = _cells(folder)
-    return write_page(
-        folder / "report.html" if path is None else path,
-        "sweep.html",
-        title=f"Sweep {folder.resolve().name}",
-        version=amortgap.__version__,
-        machine=None,
-        command=facts.get("command", "no sidecar says which command made this"),
-        facts=[(name, _plain(facts[name])) for name in _FACTS if name in facts],
-        cells=cells,
-        failed=failed,
-        failed_left_out=left_out,
-        figures=[{"name": file.stem.replace("_", " "), "data": inline_png(file.read_bytes())} for file in figures],
-        tables=[_table(file, columns) for file in tables],
-        config=json.dumps(facts["config"], indent=1) if "config" in facts else None,
-    )
-
-
-_FACTS = ("written", "seconds", "machine", "versions", "git_commit", "data_sha256")
+    cells, failed = _cells(folder)
+    values = {
+        "title": f"Sweep {folder.resolve().name}",
+        "machine": None,
+        "command": facts.get("command", "no sidecar says which command made this"),
+        "facts": [(name, _text(facts[name])) for name in _FACTS if name in facts],
+        "cells": cells,
+        "failed": failed[:_FAILED],
+        "failed_left_out": max(len(failed) - _FAILED, 0),
+        "figures": [{"name": file.stem.replace("_", " "), "data": inline_png(file.read_bytes())} for file in figures],
+        "tables": [_table(file, columns) for file in tables],
+        "config": json.dumps(facts["config"], indent=1) if "config" in facts else None,
+    }
+    return write_page(folder / "report.html" if path is None else path, "sweep.html", values)
 
 
 def _sidecar(file: Path) -> dict[str, Any]:
@@ -73,40 +69,37 @@ def _sidecar(file: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _plain(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
     return str(value)
 
 
-def _cells(folder: Path) -> tuple[list[tuple[str, int]], list[dict[str, str]], int]:
-    """Return counts of cells by status, those that are not ok, and how many of these are left out.
+def _cells(folder: Path) -> tuple[list[tuple[str, int]], list[dict[str, str]]]:
+    """Return counts of cells by status, and the cells that are not ok.
 
-    Nothing is made in the folder, which may be read-only, but for damaged records, which are set aside.
+    The folder, which may be read-only, is left as it is, except that damaged records are set aside.
     """
     if not (folder / "cells").is_dir():
-        return [], [], 0
+        return [], []
     records = Store(folder.resolve()).records()
-    counts = collections.Counter(record.status for record in records)
     failed = [
         {"status": record.status, "where": json.dumps(record.config), "error": record.error or "no message"}
         for record in records
         if record.status != "ok"
     ]
-    return sorted(counts.items()), failed[:_FAILED], max(len(failed) - _FAILED, 0)
+    return sorted(collections.Counter(record.status for record in records).items()), failed
 
 
-def _table(file: Path, columns: dict[str, str]) -> dict[str, Any]:
-    """Return head and first rows of a CSV file; every value is a pair: whether it is a number, and its text."""
+def _table(file: Path, columns: dict[str, str]) -> dict[str, object]:
+    """Return header and first rows of a CSV file; every value is a pair: whether it is a number, and its text."""
     with file.open(newline="") as lines:
         reader = csv.reader(lines)
-        head = next(reader, [])
+        header = next(reader, [])
         rows = [[_value(text) for text in row] for _, row in zip(range(_ROWS), reader, strict=False)]
         left_out = sum(1 for _ in reader)
-    return {
-        "name": file.name, "columns": [(name, columns.get(name, "")) for name in head], "rows": rows,
-        "left_out": left_out,
-    }  # fmt: skip
+    meanings = [(name, columns.get(name, "")) for name in header]
+    return {"name": file.name, "columns": meanings, "rows": rows, "left_out": left_out}
 
 
 def _value(text: str) -> tuple[bool, str]:

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.diagnosis import measuring, trials
-from amortgap.diagnosis.clock import Clock
+from amortgap.diagnosis import measure, remedies, trials
 from amortgap.diagnosis.latents import coverage
-from amortgap.diagnosis.parts import Measured, Problem
+from amortgap.diagnosis.records import Budget, Measured, Problem
 
 # The function of this name hides its module.
 home = importlib.import_module("amortgap.diagnosis.diagnose")
@@ -23,7 +22,7 @@ home = importlib.import_module("amortgap.diagnosis.diagnose")
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(measuring, "BATCH", 20)
+    monkeypatch.setattr(measure, "BATCH", 20)
 
 
 def run(name, **options):
@@ -35,10 +34,10 @@ def run(name, **options):
 @pytest.fixture(scope="module")
 def crippled():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "BATCH", 20)
+        patch.setattr(measure, "BATCH", 20)
         # A clock of its own: what is tried must not depend on how fast this machine is.
         ticks = itertools.count(0.0, 0.5)
-        patch.setattr(home, "Clock", lambda budget: Clock(budget, lambda: next(ticks)))
+        patch.setattr(home, "Budget", lambda seconds: Budget(seconds, lambda: next(ticks)))
         return run("amortization", remedies=("refine 5 steps", "refine 20 steps", "more training"))
 
 
@@ -142,7 +141,7 @@ def test_remedies_are_ranked_by_what_they_bring(crippled):
 
 def test_little_time_measures_the_first_of_the_same_data_and_tries_nothing(crippled, monkeypatch):
     ticks = itertools.count(0.0, 8.0)
-    monkeypatch.setattr(home, "Clock", lambda budget: Clock(budget, lambda: next(ticks)))
+    monkeypatch.setattr(home, "Budget", lambda seconds: Budget(seconds, lambda: next(ticks)))
     found = run("amortization", budget=30.0, remedies=("refine 5 steps", "wider encoder"))
     for part, whole in ((found.train, crippled.train), (found.test, crippled.test)):
         assert len(part.rows) == 20 < len(whole.rows)
@@ -155,23 +154,23 @@ def test_a_short_rest_of_time_goes_to_the_first_remedies_as_much_as_they_need(ke
     now, given = [0.0], []
 
     def trial(takes):
-        def run(key, place, seconds):
+        def run(key, context, seconds):
             given.append(seconds)
             now[0] += takes
             raise trials.NotTried("a stand-in")
 
         return run
 
-    takes = dict(zip(trials.REMEDIES, (1.0, 1.0, 6.0, 6.0, 6.0, 6.0), strict=True))
-    monkeypatch.setattr(trials, "TRIALS", {name: trial(seconds) for name, seconds in takes.items()})
-    place = trials.Place(problem=None, test=crippled.test, xs=None, clock=Clock(9.0, lambda: now[0]))
-    _, skipped = trials.try_remedies(key, place, names=trials.REMEDIES, seconds=9.0, bar=lambda what: None)
+    takes = dict(zip(remedies.REMEDIES, (1.0, 1.0, 6.0, 6.0, 6.0, 6.0), strict=True))
+    monkeypatch.setattr(remedies, "TRIALS", {name: trial(seconds) for name, seconds in takes.items()})
+    context = trials.TrialContext(problem=None, test=crippled.test, xs=None, budget=Budget(9.0, lambda: now[0]))
+    _, skipped = remedies.try_remedies(key, context, names=remedies.REMEDIES, seconds=9.0, progress=lambda step: None)
     assert given == [2.0, 2.0, 6.0]
     late = [name for name, why in skipped if why == "no time left: 1.0 s, and it takes 6 at least"]
     assert late == ["training with simulated data", "wider encoder", "full-rank encoder"]
     # With plenty of time the shares are even.
     now[0], given[:] = 0.0, []
-    trials.try_remedies(key, place, names=trials.REMEDIES[:3], seconds=90.0, bar=lambda what: None)
+    remedies.try_remedies(key, context, names=remedies.REMEDIES[:3], seconds=90.0, progress=lambda step: None)
     assert given == [30.0, 44.5, 88.0]
 
 
@@ -180,10 +179,10 @@ def test_refinement_that_throws_data_off_is_not_kept():
     model = ag.models.from_log_joint(lambda z, x: jnp.sum(x * z - jnp.exp(z) - 0.5 * z**2), latent_dim=2)
     xs = jnp.ones((6, 2))
     encoded = jnp.where(jnp.arange(6)[:, None] < 3, jnp.array([[8.0, 8, 1, 1]]), jnp.array([[0.0, 0, -0.5, -0.5]]))
-    place = trials.Place(
-        trials.Problem(model, exact.FAMILY, None, xs, xs), types.SimpleNamespace(encoded=encoded), xs, Clock(60.0)
+    context = trials.TrialContext(
+        Problem(model, exact.FAMILY, None, xs, xs), types.SimpleNamespace(encoded=encoded), xs, Budget(60.0)
     )
-    done = trials.TRIALS["refine 20 steps"](jax.random.key(0), place, 1.0)
+    done = remedies.TRIALS["refine 20 steps"](jax.random.key(0), context, 1.0)
     before, after = (
         ag.evaluate_bounds(jax.random.key(1), phis[:, None], xs, model=model, family=exact.FAMILY).elbo[:, 0]
         for phis in (encoded, done.phis)
@@ -204,18 +203,20 @@ def test_remedies_that_do_not_apply_say_why():
     assert "no weights" in why["more training"]
     assert "has no `sample`" in why["training with simulated data"]
     assert "full rank" in why["full-rank encoder"]
-    line = trials.Problem(ag.models.PoissonGamma(shape=1.0, rate=1.0), ag.families.MeanFieldNormal(1), None, None, None)
+    line = Problem(ag.models.PoissonGamma(shape=1.0, rate=1.0), ag.families.MeanFieldNormal(1), None, None, None)
     with pytest.raises(trials.NotTried, match="one latent dimension it is the same family"):
-        trials.TRIALS["full-rank encoder"](jax.random.key(0), trials.Place(line, None, None, Clock(60.0)), 1.0)
+        remedies.TRIALS["full-rank encoder"](
+            jax.random.key(0), trials.TrialContext(line, None, None, Budget(60.0)), 1.0
+        )
 
 
 def test_training_that_the_time_hardly_allows_is_not_tried():
     model, encoder, train, test = exact.problem("healthy")
     ticks = itertools.count(0.0, 1.0)
-    problem = trials.Problem(model, exact.FAMILY, encoder, train, test)
-    place = trials.Place(problem, None, test, Clock(600.0, lambda: next(ticks)))
+    problem = Problem(model, exact.FAMILY, encoder, train, test)
+    context = trials.TrialContext(problem, None, test, Budget(600.0, lambda: next(ticks)))
     with pytest.raises(trials.NotTried, match=r"the time allows \d+ steps of training, too few to tell"):
-        trials.TRIALS["more training"](jax.random.key(0), place, 4.0)
+        remedies.TRIALS["more training"](jax.random.key(0), context, 4.0)
 
 
 def refused(message, **changes):
@@ -291,10 +292,10 @@ def test_findings_weigh_errors():
 
 
 def test_a_remedy_that_fails_does_not_take_the_measurements_along(monkeypatch):
-    def broken(key, place, seconds):
+    def broken(key, context, seconds):
         raise FloatingPointError("the model's own\nsecond line")
 
-    monkeypatch.setitem(trials.TRIALS, "more training", broken)
+    monkeypatch.setitem(remedies.TRIALS, "more training", broken)
     found = run("healthy", remedies=("more training",))
     assert dict(found.skipped)["more training"] == "it failed: FloatingPointError: the model's own"
     assert np.isfinite(found.test.gaps.amortization).all()

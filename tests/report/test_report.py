@@ -145,7 +145,7 @@ def test_report_of_committed_results(tmp_path):
 
 
 def test_report_refuses_what_is_no_sweep(tmp_path):
-    with pytest.raises(ValueError, match=r"folder must be one of results.*missing"):
+    with pytest.raises(ValueError, match=r"folder: no such folder: .*missing"):
         ag.report.write_sweep(tmp_path / "missing")
     with pytest.raises(ValueError, match="holds no table, figure or sidecar"):
         ag.report.write_sweep(tmp_path)
