@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from pathlib import Path
 from typing import Literal
 
 from amortgap.runtime import prepare_compiler
@@ -32,10 +31,7 @@ from studies.capacity.figure import derive
 from studies.capacity.study import SCHEMA, Study
 
 from amortgap.sweep import Cell, grid, make_cells
-from amortgap.sweep.config import parse_args
-from amortgap.sweep.script import Flat, SweepOptions, run_study
-
-OUT = Path("results/capacity_sweep")
+from amortgap.sweep.script import Flat, SweepOptions, parse_study, run_study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Args:
     """Hidden layers of the encoders of the deep model."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of the encoders of the deep model."""
-    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=OUT))
+    sweep: Flat = dataclasses.field(default_factory=SweepOptions)
 
 
 PRESETS = {
@@ -59,7 +55,6 @@ PRESETS = {
     # So long that most encoders rest: what then separates them from local VI is their capacity.
     "long": Args(
         study=Study(encoder_steps=24_000, learning_rate=0.02, extensions=1),
-        sweep=SweepOptions(out=OUT.with_name("capacity_sweep_long")),
     ),
     "smoke": Args(
         study=Study(
@@ -107,7 +102,7 @@ def cells(args: Args) -> tuple[Cell, ...]:
 
 def main() -> int:
     """Run the sweep, write table, figure and sidecar, and return the exit status."""
-    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    args = parse_study(Args, PRESETS, name="capacity_sweep", description=__doc__)
     # What is made once for all processes; only a sweep that is to be resumed needs it again.
     shared = args.sweep.out.resolve() / "shared"
     compute, group = capacity_cells.Compute(shared), capacity_cells.group

@@ -20,7 +20,6 @@ import dataclasses
 import math
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from amortgap.runtime import prepare_compiler
@@ -34,8 +33,7 @@ from studies.certificate.figure import BY_ADAM, SCHEMA, TOLERANCE, derive, verdi
 
 import amortgap as ag
 from amortgap.sweep import Cell, CellResult, make_cells
-from amortgap.sweep.config import parse_args
-from amortgap.sweep.script import Flat, SweepOptions, run_study
+from amortgap.sweep.script import Flat, SweepOptions, parse_study, run_study
 
 # Name, latent dimension, condition number of the posterior precision, whether Adam fits a full rank normal.
 NORMAL_MODELS = (
@@ -69,7 +67,7 @@ class Args:
     study: Study = dataclasses.field(default_factory=Study)
     enforce: bool = True
     """Exit with status 1 if a requirement is missed; the smoke preset is too small to meet them."""
-    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=Path("results/certificate_check")))
+    sweep: Flat = dataclasses.field(default_factory=SweepOptions)
 
 
 PRESETS = {"default": Args(), "smoke": Args(enforce=False, study=Study(num_data=2, steps=(2, 4), num_samples=16))}
@@ -163,7 +161,7 @@ def cells(args: Args) -> tuple[Cell, ...]:
 
 def main() -> int:
     """Fit, write table, figure and sidecar, and return the exit status."""
-    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    args = parse_study(Args, PRESETS, name="certificate_check", description=__doc__)
     finished = run_study(
         args, cells, compute, schema=SCHEMA, derive=derive, facts=lambda rows: {"requirements": verdicts(rows)}
     )

@@ -42,15 +42,13 @@ from studies.cremer2018.study import DATA, IMAGES, PER_IMAGE, PICTURE, PICTURED,
 import amortgap as ag
 from amortgap import sweep
 from amortgap.sweep import write_atomic
-from amortgap.sweep.config import parse_args
-from amortgap.sweep.script import Flat, SweepOptions, run_study
+from amortgap.sweep.script import Flat, SweepOptions, parse_study, run_study
 from amortgap.sweep.table import Table, csv_text, read_columns
 
 Experiment = Literal[
     "inference-gaps", "larger-encoder", "no-warm-up", "decoder-size", "frozen-decoder", "over-training", "posteriors",
     "simulated-data", "estimators",
 ]  # fmt: skip
-OUT = Path("results/cremer2018")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Args:
         "mnist", "fashion_mnist", "cifar10",
     )  # fmt: skip
     """Data sets; `make data` fetches the first two."""
-    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=OUT))
+    sweep: Flat = dataclasses.field(default_factory=SweepOptions)
 
 
 PRESETS = {
@@ -124,7 +122,7 @@ def configurations(args: Args, data: tuple[str, ...]) -> list[Cell]:
 
 
 def image_rows(cell: Cell, arrays: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of every image of a cell, to a ten thousandth of a nat."""
+    """Return the rows of every image of a cell."""
     where = {"experiment": cell.experiment, "data": cell.data, "model": cell.model, "variant": cell.variant}
     groups: dict[tuple[str, int], dict[str, Any]] = {}
     for name, values in arrays.items():
@@ -133,14 +131,14 @@ def image_rows(cell: Cell, arrays: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         where
         | {"split": split, "step": step, "image": image}
-        | {name: _rounded(found[name][image]) if name in found else None for name in PER_IMAGE}
+        | {name: _finite(found[name][image]) if name in found else None for name in PER_IMAGE}
         for (split, step), found in sorted(groups.items())
         for image in range(len(next(iter(found.values()))))
     ]
 
 
-def _rounded(value: Any) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def picture_rows(arrays: dict[str, Any]) -> list[dict[str, Any]]:
@@ -149,8 +147,8 @@ def picture_rows(arrays: dict[str, Any]) -> list[dict[str, Any]]:
     for number, image in enumerate(PICTURED_IMAGES):
         densities = {name: arrays[f"picture|{number}|{name}"] for name in PICTURED}
         for i, (z1, z2) in enumerate(arrays[f"points|{number}"]):
-            values = {name: _rounded(of[i]) for name, of in densities.items()}
-            rows.append({"image": image, "z1": round(float(z1), 6), "z2": round(float(z2), 6)} | values)
+            values = {name: _finite(of[i]) for name, of in densities.items()}
+            rows.append({"image": image, "z1": float(z1), "z2": float(z2)} | values)
     return rows
 
 
@@ -189,7 +187,7 @@ def cells(args: Args) -> tuple[sweep.Cell, ...]:
 
 def main() -> int:
     """Run the experiments, write tables, figures and sidecar, and return the exit status."""
-    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    args = parse_study(Args, PRESETS, name="cremer2018", description=__doc__)
 
     def all_derived(folder: Path, out: Path) -> list[Path]:
         return [*write_images(folder, cells(args)), *derive(folder, out)]

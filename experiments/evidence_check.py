@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from amortgap.runtime import prepare_compiler
@@ -36,8 +35,7 @@ from studies.evidence.study import SCHEMA, Study, models
 from studies.verdicts import say_missed, tally
 
 from amortgap.sweep import Cell, CellResult, make_cells
-from amortgap.sweep.config import parse_args
-from amortgap.sweep.script import Flat, SweepOptions, run_study
+from amortgap.sweep.script import Flat, SweepOptions, parse_study, run_study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Args:
     """Parts to measure."""
     enforce: bool = True
     """Exit with status 1 if a requirement is missed; the smoke preset is too small to meet them."""
-    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=Path("results/evidence_check")))
+    sweep: Flat = dataclasses.field(default_factory=SweepOptions)
 
 
 PRESETS = {
@@ -121,7 +119,7 @@ def cells(args: Args) -> tuple[Cell, ...]:
 
 def main() -> int:
     """Measure, write table, figure and sidecar, and return the exit status."""
-    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    args = parse_study(Args, PRESETS, name="evidence_check", description=__doc__)
     finished = run_study(args, cells, compute, schema=SCHEMA, derive=derive, group_by=group, facts=tally)
     return finished.exit_status or (1 if say_missed(finished.rows, "requirements") and args.enforce else 0)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Literal
 
 from amortgap.runtime import prepare_compiler
@@ -32,8 +31,7 @@ from studies.remedies.methods import REMEDIES
 from studies.remedies.study import SCHEMA, Study
 
 from amortgap.sweep import Cell, make_cells
-from amortgap.sweep.config import parse_args
-from amortgap.sweep.script import Flat, SweepOptions, run_study
+from amortgap.sweep.script import Flat, SweepOptions, parse_study, run_study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Args:
     """Remedies to compare; the baseline is always among them."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the encoders."""
-    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=Path("results/remedies"), threads=2))
+    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(threads=2))
 
 
 def _images(data: Literal["mnist", "fashion_mnist"]) -> Args:
@@ -60,7 +58,7 @@ def _images(data: Literal["mnist", "fashion_mnist"]) -> Args:
         num_samples=100,
         evidence_samples=2000,
     )
-    return Args(study=study, sweep=SweepOptions(out=Path(f"results/remedies_{data}"), threads=2))
+    return Args(study=study, sweep=SweepOptions(threads=2))
 
 
 PRESETS = {
@@ -112,7 +110,7 @@ def cells(args: Args) -> tuple[Cell, ...]:
 
 def main() -> int:
     """Run the comparison, write table, figure and sidecar, and return the exit status."""
-    args = parse_args(Args, presets=PRESETS, description=__doc__, preset_flags=("--preset", "--data"))
+    args = parse_study(Args, PRESETS, name="remedies", description=__doc__, preset_flags=("--preset", "--data"))
     compute, group = remedies_cells.Compute(), remedies_cells.group
     return run_study(args, cells, compute, schema=SCHEMA, derive=derive, group_by=group).exit_status
 

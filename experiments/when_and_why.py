@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Literal
 
 from amortgap.runtime import prepare_compiler
@@ -44,8 +43,7 @@ from studies.when_and_why.saw import saw, saw_exact
 from studies.when_and_why.study import SCHEMA, Cell, Study
 
 from amortgap import sweep
-from amortgap.sweep.config import parse_args
-from amortgap.sweep.script import Flat, SweepOptions, run_study
+from amortgap.sweep.script import Flat, SweepOptions, parse_study, run_study
 
 Part = Literal["linear", "nonlinear", "saw", "hmm", "image", "regression"]
 RECIPES = ("default", "published")
@@ -60,7 +58,7 @@ class Args:
     """Parts to run."""
     enforce: bool = True
     """Exit with status 1 if a target is missed; the smoke preset is too small to meet them."""
-    sweep: Flat = dataclasses.field(default_factory=lambda: SweepOptions(out=Path("results/when_and_why")))
+    sweep: Flat = dataclasses.field(default_factory=SweepOptions)
 
 
 PRESETS = {
@@ -160,7 +158,7 @@ def cells(args: Args) -> tuple[sweep.Cell, ...]:
 
 def main() -> int:
     """Run the experiment, write tables, figures and sidecar, and return the exit status."""
-    args = parse_args(Args, presets=PRESETS, description=__doc__)
+    args = parse_study(Args, PRESETS, name="when_and_why", description=__doc__)
     finished = run_study(args, cells, compute, schema=SCHEMA, derive=derive, facts=tally)
     for claim in claims(finished.rows):
         print(f"{claim['verdict']}: {claim['claim']}: {claim['evidence']}")

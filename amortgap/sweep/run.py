@@ -18,6 +18,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,9 @@ from amortgap.sweep.records import CellResult, Record, Store
 from amortgap.sweep.table import Schema
 
 logger = logging.getLogger(__name__)
+
+# Between two lines of progress where there is no terminal.
+TELL_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,7 @@ def run_cells(
         task = Task(store, compute, group_by is not None, schema, logging.getLogger("amortgap").getEffectiveLevel())
         manifest = begin_run(store.path, _describe(cells))
         try:
-            with _interrupts(stop), captured_warnings(), _progress(len(cells), status, executor.slots) as progress:
+            with _interrupts(stop), captured_warnings(), _progress(len(cells), status) as progress:
                 for key, outcome in _outcomes(executor, task, _units(jobs, group_by), stop):
                     status[key] = outcome
                     progress(outcome)
@@ -209,21 +213,33 @@ def _interrupts(stop: Stop) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(total: int, status: dict[str, str], slots: int) -> Iterator[Callable[[str], None]]:
-    """A live line on stderr if it is a terminal: cells done, running, failed, time left."""
-    loggers = [logging.getLogger("amortgap")] if sys.stderr.isatty() else []
-    bar = tqdm.tqdm(total=total, initial=len(status), unit="cell", disable=None, dynamic_ncols=True)
-    with bar, tqdm.contrib.logging.logging_redirect_tqdm(loggers):
-        failed = sum(value == "failed" for value in status.values())
+def _progress(total: int, status: Mapping[str, str]) -> Iterator[Callable[[str], None]]:
+    """Show cells done and failed on stderr: a live line on a terminal, otherwise a line every half minute."""
+    live = sys.stderr.isatty()
+    loggers = [logging.getLogger("amortgap")] if live else []
+    bar = tqdm.tqdm(total=total, initial=len(status), unit="cell", disable=not live, dynamic_ncols=True)
+    failed = sum(value == "failed" for value in status.values())
+    done, ended, began = len(status), threading.Event(), time.monotonic()
 
-        def step(outcome: str) -> None:
-            nonlocal failed
-            failed += outcome == "failed"
-            bar.set_postfix(running=min(slots, total - bar.n - 1), failed=failed, refresh=False)
-            bar.update()
+    def tell() -> None:
+        while not ended.wait(TELL_SECONDS):
+            print(f"{done} of {total} cells done, {failed} failed, {(time.monotonic() - began) / 60:.1f} minutes",
+                  file=sys.stderr, flush=True)  # fmt: skip
 
-        bar.set_postfix(running=min(slots, total - bar.n), failed=failed)
-        yield step
+    def step(outcome: str) -> None:
+        nonlocal done, failed
+        done, failed = done + 1, failed + (outcome == "failed")
+        bar.set_postfix(failed=failed, refresh=False)
+        bar.update()
+
+    if not live:
+        threading.Thread(target=tell, daemon=True).start()
+    try:
+        with bar, tqdm.contrib.logging.logging_redirect_tqdm(loggers):
+            bar.set_postfix(failed=failed)
+            yield step
+    finally:
+        ended.set()
 
 
 def list_cells(cells: Sequence[Cell], store: Store) -> str:

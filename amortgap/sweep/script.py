@@ -3,12 +3,12 @@
 @dataclasses.dataclass(frozen=True)
 class Args:
     model: Config = Config()
-    sweep: Flat = SweepOptions(out=Path("results/my_sweep"))
+    sweep: Flat = SweepOptions()
 
 def cells(args: Args) -> list[Cell]:
     return make_cells(grid(args.model, AXES), schema_version=SCHEMA.version)
 
-args = parse_args(Args, description=__doc__)
+args = parse_study(Args, {"default": Args(), "smoke": ...}, name="my_study", description=__doc__)
 finished = run_study(args, cells, compute, schema=SCHEMA, derive=draw_figures)
 raise SystemExit(finished.exit_status)
 """
@@ -20,19 +20,21 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from amortgap.sweep.cells import NOT_HASHED, Cell
+from amortgap.sweep.cells import NOT_HASHED, Cell, canonical
 from amortgap.sweep.cluster import ClusterError, dask_executor
+from amortgap.sweep.committed import RESULTS, RUNS, check_promotion, compare, is_committed, promote
+from amortgap.sweep.config import parse_args
 from amortgap.sweep.executors import Executor, Threads, serial
 from amortgap.sweep.manifest import GpuError, require_gpu
 from amortgap.sweep.records import Store, open_store
 from amortgap.sweep.run import Summary, list_cells, run_cells, unfinished
-from amortgap.sweep.sidecar import write_sidecar
+from amortgap.sweep.sidecar import described, write_sidecar
 from amortgap.sweep.table import Schema, build_table, read_csv, write_table
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,12 @@ logger = logging.getLogger(__name__)
 class SweepOptions:
     """Flags of every sweep script; none of them can change a result, so none is part of a cell's hash."""
 
-    out: pathlib.Path = field(default=pathlib.Path("results/sweep"), metadata=NOT_HASHED)
+    out: pathlib.Path = field(default=RUNS / "sweep", metadata=NOT_HASHED)
     """Folder of the sweep; running again with the same folder resumes."""
+    committed: tyro.conf.Suppress[pathlib.Path | None] = field(default=None, metadata=NOT_HASHED)
+    """Folder of the committed results of the same preset, if there are any."""
+    promote: bool = field(default=False, metadata=NOT_HASHED)
+    """Copy the finished results of an unchanged preset to the folder of committed results (for maintainers)."""
     cluster: str | None = field(default=None, metadata=NOT_HASHED)
     """Where cells run: local:N, tcp://host:port or file:PATH (a Dask scheduler file). Default: in this process."""
     threads: int = field(default=1, metadata=NOT_HASHED)
@@ -64,6 +70,44 @@ class SweepOptions:
 
 Flat = Annotated[SweepOptions, tyro.conf.OmitArgPrefixes]
 """Annotation for a field of type SweepOptions whose flags are --out, --cluster, ... without a prefix."""
+
+
+A = TypeVar("A")
+
+
+def parse_study(
+    cls: type[A],
+    presets: Mapping[str, A],
+    *,
+    name: str,
+    description: str | None = None,
+    preset_flags: Sequence[str] = ("--preset",),
+    args: Sequence[str] | None = None,
+) -> A:
+    """Return the flags of the study `name`, whose presets write to `results/runs/NAME-PRESET` unless --out is given.
+
+    Args:
+      cls: dataclass of the flags, with a field `sweep` of type SweepOptions.
+      presets: by name; the first is the default, and all but "smoke" may be promoted to committed results.
+      name: of the study and of the folder of its committed results.
+      description, preset_flags, args: as in `parse_args`.
+
+    Returns:
+      Instance of `cls`.
+
+    Raises:
+      SystemExit: 2 for a wrong flag, key or value, and for a promotion of anything but an unchanged preset.
+    """
+    placed: dict[str, Any] = {}
+    for preset, value in presets.items():
+        folder = RESULTS / (f"{name}_{preset}" if placed else name)
+        sweep = replace(value.sweep, out=RUNS / f"{name}-{preset}", committed=None if preset == "smoke" else folder)
+        placed[preset] = replace(value, sweep=sweep)
+    found: Any = parse_args(cls, args, presets=placed, description=description, preset_flags=preset_flags)
+    if found.sweep.promote and canonical(found) not in map(canonical, placed.values()):
+        print("error: --promote: flags that change a preset make results that are not committed", file=sys.stderr)
+        raise SystemExit(2)
+    return found
 
 
 def setup_logging(level: str) -> None:
@@ -91,6 +135,13 @@ def run_sweep(
     """
     setup_logging(options.log_level)
     try:
+        if is_committed(options.out):
+            raise ValueError(
+                f"--out {options.out}: this folder holds committed results, which only --promote replaces; "
+                f"choose another folder, or leave --out away"
+            )
+        if options.promote:
+            check_promotion(options.out, options.committed)
         if options.dry_run:
             # A folder that is mistyped, or cannot be written, is no matter yet.
             print(list_cells(cells, Store(options.out.resolve())))
@@ -173,7 +224,7 @@ def run_study(
     rows = read_csv(table, schema).rows
     files = [table, *derive(options.out, options.out)]
     records = open_store(options.out).records(made)
-    write_sidecar(
+    sidecar = write_sidecar(
         options.out / "table.json",
         config=args,
         files=files,
@@ -191,6 +242,12 @@ def run_study(
         named = [str(file) for file in files if file.suffix in endings]
         if named:
             print(f"{what + ':':<8}{', '.join(named)}")
+    if options.committed is not None and (said := compare(options.committed, rows, schema, described(args))):
+        print(f"this table {said}")
+    if options.promote and summary.exit_status == 0:
+        target = check_promotion(options.out, options.committed)
+        promote([*files, sidecar], target)
+        print(f"promoted: {target}; commit this folder and run experiments/verify_results.py")
     return Finished(rows, files, summary.exit_status)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -48,15 +47,14 @@ def write_sidecar(
     home = next((parent for parent in script.parents if parent.name == "experiments"), script.parent)
     place = script.relative_to(home.parent).as_posix()
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    described = canonical({f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
     if not computed and path.exists():
         old = json.loads(path.read_text())
         # A table of other cells, though all of them were kept from before, is not the one that is described there.
-        if old["config"] == described:
+        if old["config"] == described(config):
             return write_json(path, old | {"files": hashes})
     document = {
-        "command": shlex.join(["python", place, *sys.argv[1:]]),
-        "config": described,
+        "command": shlex.join(["python", place, *(flag for flag in sys.argv[1:] if flag != "--promote")]),
+        "config": described(config),
         "files": hashes,
         "git_commit": git_commit(),
         "versions": versions(),
@@ -67,6 +65,11 @@ def write_sidecar(
     if schema is not None:
         document["columns"] = {column.name: column.meaning for column in schema.columns}
     return write_json(path, document)
+
+
+def described(config: Any) -> dict[str, Any]:
+    """The configuration as a sidecar states it: plain JSON data of all fields that can change a result."""
+    return {name: value for name, value in canonical(config).items() if name != "_type"}
 
 
 def write_json(path: pathlib.Path, document: dict[str, Any]) -> pathlib.Path:

@@ -5,7 +5,8 @@
 
 The key columns say what a row is about. Rows are ordered by them, so the table does not depend on the order in which
 cells ran, and two rows with the same key are refused: they come from cells that differ in something the table hides.
-`cell` (the hash) and `status` are put before the declared columns.
+`cell` (the hash) and `status` are put before the declared columns. Floats have six significant digits; the records keep
+all of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from amortgap._internal.files import write_atomic
 from amortgap.sweep.fields import nearest
 from amortgap.sweep.records import Record
 
+Scalar = bool | int | float | str | None
 _TYPES = (bool, int, float, str)
 _OWN = {"cell": "hash of the cell the row comes from", "status": "ok, or nonfinite: some number was NaN or infinite"}
 
@@ -138,7 +140,8 @@ def build_table(records: Iterable[Record], schema: Schema, *, mixed: bool = Fals
     owner: dict[tuple[Any, ...], str] = {}
     for record in records:
         for raw in record.rows:
-            row = {"cell": record.hash, "status": record.status, **check_row(raw, schema)}
+            checked = {name: six_digits(value) for name, value in check_row(raw, schema).items()}
+            row = {"cell": record.hash, "status": record.status, **checked}
             about = tuple(row[name] for name in keys)
             if keys and not mixed and about in owner:
                 raise ValueError(
@@ -162,12 +165,17 @@ def _refuse_mixture(records: Sequence[Record], schema: Schema) -> None:
         )
 
 
+def six_digits(value: Scalar) -> Scalar:
+    """A float to six significant digits, which another processor's rounding leaves alone; anything else as it is."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def csv_text(table: Table) -> str:
-    """The table as CSV: a header, then one line per row; None is empty, floats are written so that they read back."""
+    """The table as CSV: a header, then one line per row; None is empty, floats have six significant digits."""
     out = io.StringIO()
     writer = csv.DictWriter(out, [column.name for column in table.columns], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table.rows)
+    writer.writerows({name: six_digits(value) for name, value in row.items()} for row in table.rows)
     return out.getvalue()
 
 

@@ -3,7 +3,7 @@
     python experiments/benchmarks/evidence.py                    # preset default: 42 s on two cores
     python experiments/benchmarks/evidence.py --preset smoke     # half a minute, mostly compilation
 
-Needs the extra [bench], which is blackjax. Writes evidence.csv and evidence.json to results/benchmarks. All rates of
+Needs the extra [bench], which is blackjax. Writes evidence.csv and evidence.json to OUT. All rates of
 one comparison are measured in turns within this one run, and a ratio is the median over the turns.
 Numbers to expect: temporary memory of IWAE-5000 on 1000 points 9 MiB; 0.35 of the rate that the decoder's matrix
 products alone would allow (goal 0.5); exactly L gradients a temperature; AIS 1.5 times as fast as the same estimator
@@ -16,11 +16,10 @@ import dataclasses
 import itertools
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from figures_table import row, write
+from figures_table import Output, row, write
 from timing import turns
 
 import amortgap as ag
@@ -36,11 +35,9 @@ SIZES = (50, 200, 200, 784)
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Output):
     """Sizes of the measurements."""
 
-    out: Path = Path("results/benchmarks")
-    """Folder of the results."""
     points: int = 20
     """Data of the timed importance sampling; memory is taken for 1000."""
     draws: int = 5000

@@ -5,7 +5,7 @@
     python experiments/benchmarks/fresh_clone.py --preset smoke                        # without the tests
 
 Needs the extra [dask], git and a package index. Clones the last commit, runs `make sweep` (twice, the second time into
-another folder) and `make test` in the clone, and writes fresh_clone.csv and its JSON sidecar to results/benchmarks.
+another folder) and `make test` in the clone, and writes fresh_clone.csv and its JSON sidecar to OUT.
 Installing is timed apart. Memory is that of all processes at once, pages they share counted once (PSS), sampled twice
 a second.
 Numbers to expect: the sweep within 4 minutes and 2 GB, the tests within 12 minutes.
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from figures_table import row, write
+from figures_table import Output, row, write
 
 from amortgap.sweep.config import parse_args
 
@@ -39,11 +39,9 @@ HIDDEN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Output):
     """What is run in the clone."""
 
-    out: Path = Path("results/benchmarks")
-    """Folder of the results."""
     pythons: tuple[str, ...] = ("python3",)
     """Interpreters; each gets a clone of its own."""
     sweep: str = ""

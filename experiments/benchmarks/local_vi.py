@@ -11,7 +11,7 @@ are compared, the least of two times). *Published*: in the manner of a published
 from the prior until its own stop rule ends it. *Encoder sweep*: share of compilation. Compilation is in no time, but in
 rows of its own.
 
-Writes local_vi.csv, local_vi.json and local_vi.{pdf,png} to results/benchmarks. Numbers to expect, with goals in
+Writes local_vi.csv, local_vi.json and local_vi.{pdf,png} to OUT. Numbers to expect, with goals in
 brackets: gradients at 1.4 times the plain rate (1.15) and, over two cores, at 77 to 86 % of the rate of the matrix
 products (85); 0.05 and 0.01 nats in 0.23 of tuned Adam's time (0.25); 590 times as fast as that procedure (500); a
 quarter of a short encoder sweep spent in compiling (40 %).
@@ -23,7 +23,6 @@ import dataclasses
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Literal
 
 from amortgap.runtime import prepare_compiler
@@ -35,6 +34,7 @@ if CORES and __name__ == "__main__":
     os.sched_setaffinity(0, CORES[:1])
 
 import jax
+from figures_table import Output, promote_output
 from local_vi_figure import SCHEMA, derive
 from local_vi_parts import PARTS, sharded
 from local_vi_workload import Study, make_workload
@@ -46,7 +46,7 @@ from amortgap.sweep.table import Table, csv_text
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Output):
     """Flags of the benchmark."""
 
     study: Study = dataclasses.field(default_factory=Study)
@@ -62,8 +62,6 @@ class Args:
     """Parts to measure."""
     cached: bool = False
     """Take programs that an earlier run compiled; the seconds to compile then mean nothing."""
-    out: Path = Path("results/benchmarks")
-    """Folder of the results."""
 
 
 PRESETS = {
@@ -117,7 +115,7 @@ def main() -> int:
     write_atomic(table, csv_text(Table(SCHEMA.columns, rows)).encode())
     files = [table, *derive(args.out, args.out)]
     goals = [row for row in rows if row["low"] is not None or row["high"] is not None]
-    write_sidecar(
+    sidecar = write_sidecar(
         args.out / "local_vi.json",
         config=args,
         files=files,
@@ -129,6 +127,7 @@ def main() -> int:
         # What else ran meanwhile: it slows some rows more than others.
         load_average={"before": load, "after": os.getloadavg()},
     )
+    promote_output(args, [*files, sidecar])
     for row in goals:
         says = {True: "met", False: "MISSED", None: "not measured"}[row["met"]]
         print(f"{says}: {row['method']}, {row['quantity']}: {row['value']} (from {row['low']} to {row['high']})")

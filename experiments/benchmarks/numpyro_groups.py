@@ -7,7 +7,7 @@ Both sides get the same posterior of a group and the same normal family; ELBOs a
 is run in three ways: `SVI.run` for one group after the other, which is what a user writes and traces the model anew
 each time; the loop of `svi.update` alone, compiled once for all groups; and all groups in one plate. Compiling is left
 out of all but `SVI.run`, where the program is found in a cache and tracing remains. Writes numpyro_groups.csv and
-numpyro_groups.json to results/benchmarks. Numbers to expect: `fit_local` a thousand times faster a group than
+numpyro_groups.json to OUT. Numbers to expect: `fit_local` a thousand times faster a group than
 `SVI.run` (goal 50), within 0.01 nats of it; the whole diagnosis of an encoder for these groups in a minute (goal under
 five).
 """
@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from amortgap.runtime import prepare_compiler
@@ -31,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from figures_table import row, write
+from figures_table import Output, row, write
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
@@ -44,11 +43,9 @@ SPREAD = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Output):
     """Sizes of the measurements."""
 
-    out: Path = Path("results/benchmarks")
-    """Folder of the results."""
     groups: int = 1000
     """Groups of the model."""
     referee: int = 10

@@ -3,7 +3,7 @@
     python experiments/benchmarks/sweep_overhead.py                    # preset default: 71 s on two cores
     python experiments/benchmarks/sweep_overhead.py --preset smoke     # half a minute
 
-Needs the extra [dask]. Writes sweep_overhead.csv and its JSON sidecar to results/benchmarks.
+Needs the extra [dask]. Writes sweep_overhead.csv and its JSON sidecar to OUT.
 Numbers to expect: a few milliseconds a cell in one process, under 50 with Dask, the second invocation of a finished
 sweep of 200 cells under 2 s, no record lost, doubled or damaged in ten kills, and nearly twice the rate on two workers.
 """
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import trivial_sweep
-from figures_table import row, write
+from figures_table import Output, row, write
 
 from amortgap.sweep import grid, make_cells, open_store, run_cells
 from amortgap.sweep.cluster import dask_executor
@@ -30,11 +30,9 @@ from amortgap.sweep.config import parse_args
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Output):
     """Sizes of the measurements."""
 
-    out: Path = Path("results/benchmarks")
-    """Folder of the results."""
     cells: int = 1000
     """Trivial cells for the overheads and for the kills."""
     kills: int = 10

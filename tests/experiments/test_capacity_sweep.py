@@ -27,9 +27,9 @@ def test_table_holds_every_cell_and_its_identity(sweep):
     assert len(rows) == 2 * (3 + 1 + 2)
     for row in rows:
         parts = float(row["kl_local"]) + float(row["amortization_gap"])
-        assert float(row["kl_amortized"]) == pytest.approx(parts, abs=2e-5)
+        assert float(row["kl_amortized"]) == pytest.approx(parts, rel=1e-5, abs=2e-5)
         total = float(row["kl_amortized"]) * int(row["num_data"])
-        assert float(row["kl_amortized_sum"]) == pytest.approx(total, rel=1e-5, abs=1e-3)
+        assert float(row["kl_amortized_sum"]) == pytest.approx(total, rel=2e-5, abs=1e-3)
 
 
 def test_sidecar_says_how_the_table_was_made(sweep):

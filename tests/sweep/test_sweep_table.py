@@ -86,7 +86,15 @@ def test_a_number_that_is_not_finite_is_empty_and_its_cell_says_so(store):
 
 def test_negative_values_are_kept(store):
     rows = build_table(store.records(), SCHEMA).rows
-    assert [row["gap"] for row in rows if (row["width"], row["split"]) == (10, "test")] == [-10 / 3, -10 / 3]
+    assert [row["gap"] for row in rows if (row["width"], row["split"]) == (10, "test")] == [-3.33333, -3.33333]
+
+
+def test_a_table_has_six_digits_and_its_records_have_all(tmp_path):
+    store = open_store(tmp_path)
+    cells = make_cells([Config()], schema_version=3)
+    run_cells(cells, lambda config: CellResult([{**ROW, "gap": 2 / 3}]), store, schema=SCHEMA)
+    assert store.load(cells[0].key).rows[0]["gap"] == 2 / 3
+    assert build_table(store.records(), SCHEMA).rows[0]["gap"] == 0.666667
 
 
 def test_csv_and_parquet_are_rebuilt_from_records_alone(store, tmp_path):
@@ -116,14 +124,18 @@ def test_parquet_holds_the_same_rows_and_the_meanings(store, tmp_path):
         unique_by=lambda row: row[0],
     )
 )
-def test_any_row_survives_csv(tmp_path_factory, values):
+def test_any_row_survives_csv_to_six_digits(tmp_path_factory, values):
     schema = Schema(1, (Column("name", str, "a", key=True), Column("x", float, "b"), Column("flag", bool, "c")))
     own = ("cell", "status")
     columns = (*(Column(name, str, "own") for name in own), *schema.columns)
     rows = [dict(zip((*own, *schema.names), ("0", "ok", *value), strict=True)) for value in values]
     path = tmp_path_factory.mktemp("csv") / "table.csv"
     path.write_bytes(csv_text(Table(columns, rows)).encode())
-    assert read_csv(path, schema).rows == rows
+    found = read_csv(path, schema).rows
+    assert [row | {"x": None} for row in found] == [row | {"x": None} for row in rows]
+    for new, old in zip(found, rows, strict=True):
+        assert new["x"] is old["x"] is None or new["x"] == pytest.approx(old["x"], rel=5.0001e-6, abs=0)
+    assert csv_text(Table(columns, found)) == path.read_text()
     assert len(list(csv.reader(io.StringIO(path.read_text())))) == len(rows) + 1
 
 
