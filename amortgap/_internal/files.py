@@ -23,7 +23,7 @@ _NAME = re.compile(r"^\w[\w .+=-]*$")
 def write_atomic(path: pathlib.Path, data: bytes) -> None:
     """Write `data` so that `path` holds all of it or is as it was, also after a crash or a power cut.
 
-    A temporary file in the same folder is written, synced, moved over `path`, and the folder is synced.
+    A temporary file in the same folder is written, synced, moved over `path`, and the folder is synced. Returns nothing.
     Raises OSError naming the file, and the free space if the disk is full; nothing is left behind.
     """
     # Host and pid in the name: writers never share a temporary file, and leftovers of a dead process can be told.
@@ -97,7 +97,7 @@ def _alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Hold the lock file `path`; other processes that ask for it wait."""
+    """Return a context that holds the lock file `path`; other processes that ask for it wait."""
     # Not on every system, and needed by few.
     import fcntl
 
@@ -125,6 +125,6 @@ def safe_child(root: pathlib.Path, name: str) -> pathlib.Path:
     """Folder `name` directly below `root`; ValueError for a name that could lead out of it or hide in it."""
     if not _NAME.match(name) or name != name.strip() or name.endswith("."):
         raise ValueError(
-            f"name: {name!r} is not a sweep name: use letters, digits, spaces and any of _ . + = - (no path separators)"
+            f"name: {name!r} cannot be the name of a sweep; use letters, digits, spaces and _ . + = - only"
         )
     return root / name

@@ -73,6 +73,7 @@ Flat = Annotated[SweepOptions, tyro.conf.OmitArgPrefixes]
 
 
 A = TypeVar("A")
+"""Dataclass of a study's flags, with a field `sweep` of type SweepOptions."""
 
 
 def parse_study(
@@ -99,7 +100,8 @@ def parse_study(
       SystemExit: 2 for a wrong flag, key or value, and for a promotion of anything but an unchanged preset.
     """
     placed: dict[str, Any] = {}
-    for preset, value in presets.items():
+    of_any_kind: Mapping[str, Any] = presets
+    for preset, value in of_any_kind.items():
         folder = RESULTS / (f"{name}_{preset}" if placed else name)
         sweep = replace(value.sweep, out=RUNS / f"{name}-{preset}", committed=None if preset == "smoke" else folder)
         placed[preset] = replace(value, sweep=sweep)
