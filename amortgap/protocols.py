@@ -88,6 +88,11 @@ class HierarchicalModel(Protocol):
         """Dimension K of theta."""
         ...
 
+    @property
+    def latent_dim(self) -> int:
+        """Dimension d of z."""
+        ...
+
     def log_prior(self, theta: Array) -> Array:
         """Return `log p(theta)` in nats."""
         ...

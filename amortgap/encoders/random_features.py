@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import as_data, check_count, check_key
+from amortgap._internal.least_squares import generalised_least_squares
 from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import check_row
 
@@ -122,7 +123,7 @@ def least_squares(
 
     Source: Aitken, "On least squares and linear combination of observations" (1935).
     """
-    # In 64 bits on the host: normal equations square the condition number.
+    # In double precision on the host.
     f, m, p = (np.asarray(as_data(name, value), np.float64) for name, value in
                (("features", features), ("means", means), ("precisions", precisions)))  # fmt: skip
     n, d = m.shape
@@ -134,11 +135,15 @@ def least_squares(
     root = np.linalg.cholesky(p).transpose(0, 2, 1)
     if len(root) == 1:
         # One precision for all data: the outputs separate.
-        weights = np.linalg.lstsq(f, m, rcond=None)[0].T
+        weights = generalised_least_squares(f, m).coefficients.T
     else:
-        design = np.einsum("nij,nk->nijk", root, f).reshape(n * d, d * f.shape[1])
-        target = np.einsum("nij,nj->ni", root, m).reshape(n * d)
-        weights = np.linalg.lstsq(design, target, rcond=None)[0].reshape(d, f.shape[1])
+        design = np.einsum("nk,ij->nikj", f, np.eye(d)).reshape(n * d, f.shape[1] * d)
+
+        def whiten(columns: np.ndarray) -> np.ndarray:
+            return (root @ columns.reshape(n, d, -1)).reshape(n * d, -1)
+
+        weights = generalised_least_squares(design, m.reshape(n * d, 1), whiten=whiten).coefficients
+        weights = weights.reshape(f.shape[1], d).T
     left = np.einsum("nij,nj->ni", np.broadcast_to(root, (n, d, d)), f @ weights.T - m)
     return LeastSquares(weights, float(0.5 * np.mean(np.sum(left**2, axis=1))))
 

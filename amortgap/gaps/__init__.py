@@ -1,8 +1,9 @@
 """Gaps: their measurement, the record that holds them, and the arithmetic of their errors."""
 
-from amortgap.gaps.estimates import Estimate, conditioning_gap, estimate, generalization, paired_difference
+from amortgap.gaps.estimates import Estimate, estimate, generalization, paired_difference
 from amortgap.gaps.measure import EvaluatedBounds, compare_encoders, evaluate_bounds, inference_gaps
 from amortgap.gaps.record import Bound, Gaps
+from amortgap.models.normal_posterior import conditioning_gap
 
 __all__ = [
     "Bound",

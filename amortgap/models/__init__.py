@@ -1,14 +1,19 @@
-"""Latent variable models `p(x, z)`: records with `log_joint(z, x)` for one datum."""
+"""Latent variable models `p(x, z)`: records with `log_joint(z, x)` for one datum.
+
+Exact models state their gaps in closed form, in nats. `approximation_gap` is the least KL(q || p(z | x)) of a family;
+every other `..._gap` is the amortization gap of the best encoder of a kind: of one rank (`rank_gap`), constant
+(`constant_gap`), linear in fixed features (`linear_gap`), of one window (`window_gap`), of a part of the datum
+(`conditioning_gap`), or with given means (`mean_gap`).
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from amortgap.models.arrowhead import ArrowPosterior
-from amortgap.models.bayesian_decoder import BayesianDecoder, bayesian_decoder
+from amortgap.models.arrowhead import ArrowheadPosterior, arrowhead_posterior
 from amortgap.models.deep_latent_gaussian import DeepLatentGaussian, deep_latent_gaussian
-from amortgap.models.factor_analysis import FactorAnalysis, FactorAnalysisFit, NormalPosterior, fit_factor_analysis
+from amortgap.models.factor_analysis import FactorAnalysis, FactorAnalysisFit, fit_factor_analysis
 from amortgap.models.finite_mixture import FiniteMixture
 from amortgap.models.hierarchical import fix_global
 from amortgap.models.hierarchical_regression import GroupStatistics, HierarchicalRegression, group_statistics
@@ -16,7 +21,7 @@ from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
 from amortgap.models.linear_gaussian_chain import LinearGaussianChain, windows
 from amortgap.models.log_joint import LogJoint, from_log_joint
 from amortgap.models.mixture_prior import MixturePosterior, MixturePrior
-from amortgap.models.normal_hierarchies import LinearHierarchy, NonlinearHierarchy, SawSeries
+from amortgap.models.normal_posterior import NormalPosterior, conditioning_gap
 from amortgap.models.poisson_gamma import PoissonGamma
 
 if TYPE_CHECKING:
@@ -31,8 +36,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "ArrowPosterior",
-    "BayesianDecoder",
+    "ArrowheadPosterior",
     "Bernoulli",
     "Binomial",
     "DeepLatentGaussian",
@@ -43,16 +47,14 @@ __all__ = [
     "GroupStatistics",
     "HierarchicalRegression",
     "LinearGaussianChain",
-    "LinearHierarchy",
     "LogJoint",
     "MixturePosterior",
     "MixturePrior",
-    "NonlinearHierarchy",
     "NormalPosterior",
     "NumpyroModel",
     "PoissonGamma",
-    "SawSeries",
-    "bayesian_decoder",
+    "arrowhead_posterior",
+    "conditioning_gap",
     "deep_latent_gaussian",
     "fit_factor_analysis",
     "fix_global",

@@ -1,7 +1,7 @@
-"""The posterior of one global and many local latents of a normal model: its precision has the shape of an arrow.
+"""The posterior of one global and many local latents of a normal model, whose precision is an arrowhead matrix.
 
-Everything here is closed form in double precision on the host, whatever the precision of jax: it is what trained and
-optimised families are compared with.
+Everything here is in closed form and in double precision on the host, whatever the precision of jax, because trained
+and optimised families are compared with it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import numpy as np
 from jaxtyping import Float
 
 from amortgap._internal.checks import check_choice
+from amortgap._internal.least_squares import generalised_least_squares
 
 STRUCTURES = ("dense", "block", "diagonal")
 
 
-class ArrowPosterior(NamedTuple):
-    """A normal over theta and z_1 to z_N in which any two z are independent given theta.
+class ArrowheadPosterior(NamedTuple):
+    """A normal over theta and z_1 to z_N in which any two z are independent given theta; see `arrowhead_posterior`.
 
-    Formula: precision `[[P, C'], [C, diag(L_1..L_N)]]`, C the stacked C_i.
+    Formula: precision `Lambda = [[P, C'], [C, diag(L_1..L_N)]]`, C the stacked C_i.
 
     Attributes:
       global_mean: [K].
@@ -38,18 +39,18 @@ class ArrowPosterior(NamedTuple):
 
     def schur(self) -> Float[np.ndarray, "K K"]:
         """Return `P - sum_i C_i' L_i^-1 C_i`, the precision of theta's marginal."""
-        return _schur(self.global_precision, self.cross, self.local_precision)
+        return self.global_precision - np.einsum("ndk,ndl->kl", self.cross, self._slopes())
 
     def log_det(self) -> float:
-        """Return the log determinant of the whole precision."""
+        """Return `log |Lambda|`."""
         return float(np.linalg.slogdet(self.schur())[1] + np.linalg.slogdet(self.local_precision)[1].sum())
 
-    def normaliser(self) -> float:
+    def log_normaliser(self) -> float:
         """Return `log integral exp(-1/2 (u - m)' Lambda (u - m)) du`; added to the log joint at the mean, log p(x)."""
         dim = self.global_mean.size + self.local_mean.size
         return 0.5 * (dim * math.log(2 * math.pi) - self.log_det())
 
-    def kl(self, structure: str) -> float:
+    def approximation_gap(self, structure: str) -> float:
         """Return the least `KL(q || p)` in nats of a normal q whose covariance has the given structure.
 
         Formula: `1/2 [log |D| - log |Lambda|]`, D the block diagonal ("block": theta and every z_i one block each) or
@@ -68,18 +69,11 @@ class ArrowPosterior(NamedTuple):
             blocks = np.log(np.diag(self.global_precision)).sum() + np.log(local).sum()
         return float(0.5 * (blocks - self.log_det()))
 
-    def mean_gap(self, global_mean: np.ndarray, local_mean: np.ndarray) -> float:
-        """Return `1/2 (f - m)' Lambda (f - m)` in nats: what a factorized normal with means f loses by them."""
-        off, offs = global_mean - self.global_mean, local_mean - self.local_mean
-        value = off @ self.global_precision @ off + 2 * np.einsum("nd,ndk,k->", offs, self.cross, off)
-        return float(0.5 * (value + np.einsum("nd,nde,ne->", offs, self.local_precision, offs)))
-
     def linear_gap(self, features: Float[np.ndarray, "N p"]) -> float:
         """Return the amortization gap in nats of the best encoder whose means are linear in fixed features.
 
-        Formula: with all means `M beta`, `beta = (M' Lambda M)^-1 M' Lambda m` (generalised least squares) and
-        `gap = 1/2 (M beta - m)' Lambda (M beta - m)`; theta's mean is free. The variances lose nothing only where all
-        L_i have the same diagonal, and then the number is the whole gap.
+        Formula: `min_beta 1/2 (M beta - m)' Lambda (M beta - m)`, M the features of the local means, with theta's mean
+        free. The variances lose nothing only where all L_i have the same diagonal; the number is then the whole gap.
 
         Args:
           features: one row for each datum, with a column of ones for an intercept.
@@ -87,37 +81,56 @@ class ArrowPosterior(NamedTuple):
         Raises:
           ValueError: features without one row for each datum.
         """
-        n, d = self.local_mean.shape
+        n, d, k = self.cross.shape
         if features.ndim != 2 or features.shape[0] != n:
             raise ValueError(f"features must have one row for each of {n} data, got shape {features.shape}")
-        # Orthogonal columns: powers of the data are nearly dependent.
-        basis, k = np.linalg.qr(features)[0], self.global_mean.size
-        p = basis.shape[1]
-        cross = np.einsum("np,ndk->pdk", basis, self.cross).reshape(p * d, k)
-        inner = np.einsum("np,nde,nq->pdqe", basis, self.local_precision, basis).reshape(p * d, p * d)
-        linear = np.einsum("ndk,k->nd", self.cross, self.global_mean)
-        linear += np.einsum("nde,ne->nd", self.local_precision, self.local_mean)
-        whole = np.block([[self.global_precision, cross.T], [cross, inner]])
-        right = self.global_precision @ self.global_mean + np.einsum("ndk,nd->k", self.cross, self.local_mean)
-        found = np.linalg.solve(whole, np.concatenate([right, np.einsum("np,nd->pd", basis, linear).ravel()]))
-        return self.mean_gap(found[:k], basis @ found[k:].reshape(p, d))
+        # Columns of unit length: powers of the data differ by orders of magnitude.
+        lengths = np.linalg.norm(features, axis=0)
+        local = np.kron(features / np.where(lengths > 0, lengths, 1), np.eye(d))
+        design = np.block([[np.eye(k), np.zeros((k, local.shape[1]))], [np.zeros((n * d, k)), local]])
+        mean = np.concatenate([self.global_mean, self.local_mean.ravel()])[:, None]
+        residual = generalised_least_squares(design, mean, whiten=self._whiten).residual
+        return float(0.5 * np.sum(residual**2))
+
+    def _slopes(self) -> Float[np.ndarray, "N d K"]:
+        """Return `L_i^-1 C_i`, minus the slopes of the means of z_i given theta."""
+        return np.linalg.solve(self.local_precision, self.cross)
+
+    def _whiten(self, columns: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+        """Return `R' u` of every column u = (theta, z_1..z_N), with `Lambda = R R'`.
+
+        Formula: `u' Lambda u = theta' S theta + sum_i (z_i + L_i^-1 C_i theta)' L_i (z_i + L_i^-1 C_i theta)`, S the
+        Schur complement.
+        """
+        n, d, k = self.cross.shape
+        theta, z = columns[:k], columns[k:].reshape(n, d, -1)
+        roots = np.linalg.cholesky(self.local_precision).transpose(0, 2, 1)
+        local = roots @ (z + self._slopes() @ theta)
+        return np.concatenate([np.linalg.cholesky(self.schur()).T @ theta, local.reshape(n * d, -1)])
 
 
-def arrow_posterior(
+def arrowhead_posterior(
     *,
-    global_precision: np.ndarray,
-    cross: np.ndarray,
-    local_precision: np.ndarray,
-    global_linear: np.ndarray,
-    local_linear: np.ndarray,
-) -> ArrowPosterior:
-    """Return the normal with density proportional to `exp(-1/2 u' Lambda u + b' u)`, b the linear terms."""
+    global_precision: Float[np.ndarray, "K K"],
+    cross: Float[np.ndarray, "N d K"],
+    local_precision: Float[np.ndarray, "N d d"],
+    global_linear: Float[np.ndarray, " K"],
+    local_linear: Float[np.ndarray, "N d"],
+) -> ArrowheadPosterior:
+    """Return the normal over theta and all z with the given quadratic and linear terms.
+
+    Formula: density in proportion to `exp(-1/2 u' Lambda u + b' u)`, u = (theta, z_1..z_N).
+
+    Args:
+      global_precision, cross, local_precision: the parts P, C_i and L_i of Lambda, as in `ArrowheadPosterior`.
+      global_linear: theta's part of b, [K].
+      local_linear: the part of every z_i, [N, d].
+
+    Returns:
+      ArrowheadPosterior.
+    """
     solved = np.linalg.solve(local_precision, np.concatenate([cross, local_linear[:, :, None]], axis=2))
-    schur = _schur(global_precision, cross, local_precision)
-    mean = np.linalg.solve(schur, global_linear - np.einsum("ndk,nd->k", cross, solved[:, :, -1]))
-    local_mean = solved[:, :, -1] - solved[:, :, :-1] @ mean
-    return ArrowPosterior(mean, local_mean, global_precision, cross, local_precision)
-
-
-def _schur(global_precision: np.ndarray, cross: np.ndarray, local_precision: np.ndarray) -> np.ndarray:
-    return global_precision - np.einsum("ndk,ndl->kl", cross, np.linalg.solve(local_precision, cross))
+    slopes, offsets = solved[:, :, :-1], solved[:, :, -1]
+    schur = global_precision - np.einsum("ndk,ndl->kl", cross, slopes)
+    mean = np.linalg.solve(schur, global_linear - np.einsum("ndk,nd->k", cross, offsets))
+    return ArrowheadPosterior(mean, offsets - slopes @ mean, global_precision, cross, local_precision)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from amortgap._internal.checks import check_choice, check_count, check_key, check_row_shape
 from amortgap._internal.records import checked_record
+from amortgap.families.normal import standard_normal_log_prob
 from amortgap.interop.flax_module import UserModule, bring
-from amortgap.models.likelihoods import Bernoulli, Binomial, Gaussian
+from amortgap.models.likelihoods import Bernoulli, Gaussian, Likelihood
 from amortgap.networks import dense
-
-Likelihood = Bernoulli | Binomial | Gaussian
+from amortgap.protocols import Data
 
 
 @checked_record
@@ -29,7 +27,7 @@ class DeepLatentGaussian:
 
     Args:
       decoder: callable pytree from z [d] to the likelihood's parameters [D], such as `amortgap.networks.Network`.
-      likelihood: `Bernoulli()`, `Binomial(total_count)` or `Gaussian(log_noise_variance)`.
+      likelihood: `Bernoulli()`, `Binomial(total_count)`, `Gaussian(log_noise_variance)` or another `Likelihood`.
       latent_dim: d.
       data_dim: D.
 
@@ -48,7 +46,7 @@ class DeepLatentGaussian:
         check_count("latent_dim", self.latent_dim)
         check_count("data_dim", self.data_dim)
         out = jax.eval_shape(self.decoder, jnp.zeros(self.latent_dim))
-        # An output of another shape might broadcast against the datum, and the bound be that of another model.
+        # An output of another shape might broadcast against the datum and give the bound of another model.
         if getattr(out, "shape", None) != (self.data_dim,):
             found = [leaf.shape for leaf in jax.tree.leaves(out)]
             raise ValueError(f"decoder must return one array of shape [data_dim] = ({self.data_dim},), got {found}")
@@ -56,12 +54,12 @@ class DeepLatentGaussian:
     @classmethod
     def from_modules(
         cls,
-        decoder: Any,
+        decoder: object,
         *,
         latent_dim: int,
         data_dim: int,
         likelihood: str | Likelihood = "bernoulli",
-        variables: Any = None,
+        variables: PyTree | None = None,
     ) -> DeepLatentGaussian:
         """Return the model of a VAE whose decoder is a flax module written for batches.
 
@@ -71,7 +69,7 @@ class DeepLatentGaussian:
           decoder: an `nnx.Module` in evaluation mode, or a `linen.Module` with its `variables`.
           latent_dim: d.
           data_dim: D, the entries of one datum; data are flat, [N, D], in the order of the decoder's raveled output.
-          likelihood: a likelihood record, or "bernoulli" (logits) or "gaussian" (means, noise variance one).
+          likelihood: a likelihood, or "bernoulli" (logits) or "gaussian" (means, noise variance one).
           variables: of a linen module, trained.
 
         Returns:
@@ -89,18 +87,20 @@ class DeepLatentGaussian:
             shapes = [leaf.shape for leaf in jax.tree.leaves(out)]
             raise ValueError(f"decoder must return one array of data_dim = {data_dim} entries for one z, got {shapes}")
         return cls(
-            decoder=_Raveled(brought), likelihood=_likelihood(likelihood, data_dim), latent_dim=latent_dim,
+            decoder=_Raveled(brought),
+            likelihood=_likelihood(likelihood, data_dim),
+            latent_dim=latent_dim,
             data_dim=data_dim,
-        )  # fmt: skip
+        )
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         check_row_shape(name, xs, (self.data_dim,))
         self.likelihood.validate(name, xs)
 
     def log_prior(self, z: Float[Array, " d"]) -> Float[Array, ""]:
         """Return `log p(z)` in nats."""
-        return -0.5 * (jnp.sum(z**2) + self.latent_dim * math.log(2 * math.pi))
+        return standard_normal_log_prob(z)
 
     def log_likelihood(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
         """Return `log p(x | z)` in nats."""
@@ -135,7 +135,7 @@ def deep_latent_gaussian(
       key: typed key for the initial weights.
       latent_dim, data_dim: d and D.
       width, depth: size and number of hidden layers; depth 0 is an affine decoder.
-      likelihood: a likelihood record, or "bernoulli" or "gaussian" (noise variance one at the start).
+      likelihood: a likelihood, or "bernoulli" or "gaussian" (noise variance one at the start).
       activation: one of `amortgap.networks.ACTIVATIONS`.
 
     Returns:
@@ -166,7 +166,7 @@ def _likelihood(likelihood: str | Likelihood, data_dim: int) -> Likelihood:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Raveled:
-    """A decoder of images as one of flat data."""
+    """A decoder whose output is raveled, from the shape of images to flat data."""
 
     module: UserModule
 

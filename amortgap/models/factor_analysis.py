@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from amortgap._internal.checks import (
-    as_data,
-    as_float_array,
-    check_count,
-    check_finite,
-    check_key,
-    check_positive,
-    check_row_shape,
-    is_concrete,
-)
+from amortgap._internal.checks import as_data, check_count, check_key, check_positive, check_row_shape
 from amortgap._internal.records import checked_record
-
-_LOG_2PI = math.log(2 * math.pi)
-
-
-class NormalPosterior(NamedTuple):
-    """The exact posterior `N(mean, covariance)` of one datum.
-
-    Attributes:
-      mean: posterior mean, [d].
-      covariance: posterior covariance, [d, d].
-      precision: its inverse, [d, d].
-    """
-
-    mean: Float[Array, " d"]
-    covariance: Float[Array, "d d"]
-    precision: Float[Array, "d d"]
+from amortgap.families.normal import LOG_2PI, standard_normal_log_prob
+from amortgap.models.array_fields import set_array_fields
+from amortgap.models.likelihoods import diagonal_normal_log_prob
+from amortgap.models.normal_posterior import NormalPosterior, conditioning_gap
+from amortgap.protocols import Data
 
 
 @checked_record
@@ -75,23 +54,8 @@ class FactorAnalysis:
     log_concave: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("loadings", "mean", "noise_variance"):
-            object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
-        if self.loadings.ndim != 2:
-            raise ValueError(f"loadings must have shape [D, d], got {self.loadings.shape}")
-        features = self.loadings.shape[0]
-        if self.mean.shape != (features,) or self.noise_variance.shape != (features,):
-            raise ValueError(
-                "loadings [D, d], mean [D] and noise_variance [D] must share D, got shapes "
-                f"{self.loadings.shape}, {self.mean.shape} and {self.noise_variance.shape}"
-            )
-        if not is_concrete((self.loadings, self.mean, self.noise_variance)):
-            return
-        for name in ("loadings", "mean", "noise_variance"):
-            check_finite(name, getattr(self, name))
-        lowest = float(self.noise_variance.min())
-        if lowest <= 0:
-            raise ValueError(f"noise_variance must be positive, got {lowest:g} in entry {self.noise_variance.argmin()}")
+        shapes = {"loadings": "D d", "mean": "D", "noise_variance": "D"}
+        set_array_fields(self, shapes, positive=("noise_variance",))
 
     @property
     def latent_dim(self) -> int:
@@ -103,18 +67,17 @@ class FactorAnalysis:
         """Dimension D of x."""
         return self.loadings.shape[-2]
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         check_row_shape(name, xs, (self.data_dim,))
 
     def log_prior(self, z: Float[Array, " d"]) -> Float[Array, ""]:
         """Return `log p(z)` in nats."""
-        return -0.5 * (jnp.sum(z**2) + self.latent_dim * _LOG_2PI)
+        return standard_normal_log_prob(z)
 
     def log_likelihood(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
         """Return `log p(x | z)` in nats."""
-        residual = x - self.mean - self.loadings @ z
-        return -0.5 * jnp.sum(residual**2 / self.noise_variance + jnp.log(self.noise_variance) + _LOG_2PI)
+        return diagonal_normal_log_prob(x - self.mean - self.loadings @ z, self.noise_variance)
 
     def log_joint(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
         """Return `log p(x, z)` in nats."""
@@ -141,7 +104,7 @@ class FactorAnalysis:
         # Woodbury and the determinant lemma: only d x d systems.
         quadratic = jnp.sum(residual**2 / self.noise_variance) - projected @ jnp.linalg.solve(precision, projected)
         log_det = jnp.sum(jnp.log(self.noise_variance)) + jnp.linalg.slogdet(precision)[1]
-        return -0.5 * (quadratic + log_det + self.data_dim * _LOG_2PI)
+        return -0.5 * (quadratic + log_det + self.data_dim * LOG_2PI)
 
     def sample(self, key: jax.Array) -> tuple[Float[Array, " d"], Float[Array, " D"]]:
         """Return one draw (z, x) from the joint, [d] and [D]."""
@@ -150,7 +113,7 @@ class FactorAnalysis:
         noise = jax.random.normal(key_noise, (self.data_dim,), self.mean.dtype)
         return z, self.mean + self.loadings @ z + jnp.sqrt(self.noise_variance) * noise
 
-    def mean_field_kl(self) -> Float[Array, ""]:
+    def approximation_gap(self) -> Float[Array, ""]:
         """Return the approximation gap of the mean field family in nats, the same for every datum.
 
         Formula: `1/2 [sum_j log Lambda_jj - log |Lambda|]`, reached at mean m(x) and variances 1 / Lambda_jj.
@@ -187,8 +150,8 @@ class FactorAnalysis:
     def conditioning_gap(self, observed: Sequence[int]) -> Float[Array, ""]:
         """Return the mean gap in nats of the best encoder that sees only some coordinates of x, data from the model.
 
-        Formula: `1/2 tr(Lambda [V - C_ms C_ss^-1 C_sm])`, V = I - Lambda^-1, `C_ms = (A C)[:, s]`, C = W W' + Psi,
-        A = Lambda^-1 W' Psi^-1, for mean field and full rank normals alike.
+        Formula: `conditioning_gap` with V = I - Lambda^-1, `C_ms = (A C)[:, s]`, C = W W' + Psi, A = Lambda^-1 W'
+        Psi^-1, for mean field and full rank normals alike.
 
         Args:
           observed: the coordinates s that the encoder sees, distinct, in [0, D).
@@ -207,11 +170,8 @@ class FactorAnalysis:
         precision = self.posterior_precision()
         covariance = self.loadings @ self.loadings.T + jnp.diag(self.noise_variance)
         gain = jnp.linalg.solve(precision, (self.loadings / self.noise_variance[:, None]).T)
-        spread = jnp.eye(self.latent_dim) - jnp.linalg.inv(precision)
-        if not rows.size:
-            return 0.5 * jnp.trace(precision @ spread)
-        cross, seen = (gain @ covariance)[:, rows], covariance[rows][:, rows]
-        return 0.5 * jnp.trace(precision @ (spread - cross @ jnp.linalg.solve(seen, cross.T)))
+        mean_covariance = jnp.eye(self.latent_dim) - jnp.linalg.inv(precision)
+        return conditioning_gap(precision, mean_covariance, (gain @ covariance)[:, rows], covariance[rows][:, rows])
 
 
 @jax.jit
@@ -224,7 +184,7 @@ def _rank_gap(
     # Rows of zeros complete the directions where there are fewer data than dimensions.
     missing = max(0, model.latent_dim - xs.shape[0])
     _, _, directions = jnp.linalg.svd(jnp.pad((means - centre) @ root, ((0, missing), (0, 0))), full_matrices=False)
-    # What the encoder cannot express is the part of the means along the discarded directions.
+    # The encoder cannot express the part of the means along the discarded directions.
     parts = (jax.vmap(model.posterior_mean)(judged) - centre) @ root @ directions.T
     lost = jnp.where(jnp.arange(model.latent_dim) >= rank, jnp.mean(parts**2, axis=0), 0)
     return 0.5 * jnp.sum(lost)
@@ -244,7 +204,7 @@ class FactorAnalysisFit(NamedTuple):
 
 def fit_factor_analysis(
     key: jax.Array,
-    xs: Any,
+    xs: Data,
     *,
     latent_dim: int,
     num_steps: int = 500,

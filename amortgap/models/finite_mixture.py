@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -10,8 +9,11 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._internal.checks import as_float_array, check_finite, check_row_shape, is_concrete
+from amortgap._internal.checks import check_row_shape, is_concrete
 from amortgap._internal.records import checked_record
+from amortgap.families.normal import standard_normal_log_prob
+from amortgap.models.array_fields import set_array_fields
+from amortgap.protocols import Data
 
 
 @checked_record
@@ -39,17 +41,9 @@ class FiniteMixture:
     covariances: Float[Array, "K D D"]
 
     def __post_init__(self) -> None:
-        names = ("log_weights", "centres", "covariances")
-        for name in names:
-            object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
-        k, d = self.centres.shape if self.centres.ndim == 2 else (0, 0)
-        found = [getattr(self, name).shape for name in names]
-        if not k or not d or found != [(k,), (k, d), (k, d, d)]:
-            raise ValueError(f"{', '.join(names)} must have shapes [K], [K, D], [K, D, D] with K > 0, got {found}")
-        if not is_concrete([getattr(self, name) for name in names]):
+        set_array_fields(self, {"log_weights": "K", "centres": "K D", "covariances": "K D D"})
+        if not is_concrete(self.covariances):
             return
-        for name in names:
-            check_finite(name, getattr(self, name))
         lowest = float(jnp.linalg.eigvalsh(self.covariances).min())
         if lowest <= 0:
             raise ValueError(f"covariances must be positive definite, got an eigenvalue of {lowest:g}")
@@ -64,7 +58,7 @@ class FiniteMixture:
         """Dimension D of x."""
         return self.centres.shape[-1]
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         check_row_shape(name, xs, (self.data_dim,))
 
@@ -74,8 +68,7 @@ class FiniteMixture:
         def one(centre: Array, covariance: Array) -> Array:
             root = jnp.linalg.cholesky(covariance)
             noise = jax.scipy.linalg.solve_triangular(root, x - centre, lower=True)
-            log_det = jnp.sum(jnp.log(jnp.diag(root)))
-            return -0.5 * (jnp.sum(noise**2) + x.size * math.log(2 * math.pi)) - log_det
+            return standard_normal_log_prob(noise) - jnp.sum(jnp.log(jnp.diag(root)))
 
         return jax.nn.log_softmax(self.log_weights) + jax.vmap(one)(self.centres, self.covariances)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count, check_positive, num_rows
 from amortgap._internal.records import checked_record
-from amortgap.models.arrowhead import ArrowPosterior, arrow_posterior
-
-_LOG_2PI = math.log(2 * math.pi)
+from amortgap.families.normal import LOG_2PI, standard_normal_log_prob
+from amortgap.models.arrowhead import ArrowheadPosterior, arrowhead_posterior
+from amortgap.protocols import Data
 
 
 class GroupStatistics(NamedTuple):
@@ -34,12 +34,12 @@ class GroupStatistics(NamedTuple):
     count: Float[Array, "*N"]
 
     def features(self) -> Float[Array, " p"]:
-        """Return what an encoder can know of the group, per observation: `X'X / n` (lower triangle) and `X'y / n`."""
+        """Return the input of an encoder, the statistics per observation: `X'X / n` (lower triangle) and `X'y / n`."""
         rows, columns = np.tril_indices(self.cross.shape[-1])
         return jnp.concatenate([self.gram[rows, columns], self.cross]) / self.count
 
 
-def group_statistics(features: Any, responses: Any) -> GroupStatistics:
+def group_statistics(features: Array, responses: Array) -> GroupStatistics:
     """Return the sufficient statistics of N groups of n observations each, features [N, n, d], responses [N, n].
 
     Formula: `X_i' X_i`, `X_i' y_i`, `y_i' y_i` and n for every group i.
@@ -100,7 +100,7 @@ class HierarchicalRegression:
         """Dimension of one z."""
         return self.dim
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError that names `name` unless `xs` are groups of this model."""
         d = self.dim
         if not isinstance(xs, GroupStatistics) or (xs.gram.shape[1:], xs.cross.shape[1:]) != ((d, d), (d,)):
@@ -109,13 +109,13 @@ class HierarchicalRegression:
 
     def log_prior(self, theta: Float[Array, " K"]) -> Float[Array, ""]:
         """Return `log p(theta)` in nats."""
-        return -0.5 * (jnp.sum(theta**2) + self.dim * _LOG_2PI)
+        return standard_normal_log_prob(theta)
 
     def log_local(self, theta: Float[Array, " K"], z: Float[Array, " d"], x: GroupStatistics) -> Float[Array, ""]:
         """Return `log p(z | theta) + log p(y | X, z)` of one group in nats."""
         squares = x.square - 2 * x.cross @ z + z @ x.gram @ z
-        likelihood = squares / self.noise_variance + x.count * (math.log(self.noise_variance) + _LOG_2PI)
-        return -0.5 * (jnp.sum((z - theta) ** 2) + self.dim * _LOG_2PI + likelihood)
+        likelihood = squares / self.noise_variance + x.count * (math.log(self.noise_variance) + LOG_2PI)
+        return standard_normal_log_prob(z - theta) - 0.5 * likelihood
 
     def sample(self, key: jax.Array, num_data: int, num_observations: int) -> tuple[Array, Array, GroupStatistics]:
         """Return theta [K], all z [N, d] and the N groups, drawn from the model with standard normal features.
@@ -132,11 +132,11 @@ class HierarchicalRegression:
         noise = math.sqrt(self.noise_variance) * jax.random.normal(keys[3], (num_data, num_observations))
         return theta, zs, group_statistics(features, jnp.einsum("nij,nj->ni", features, zs) + noise)
 
-    def posterior(self, xs: GroupStatistics) -> ArrowPosterior:
+    def posterior(self, xs: GroupStatistics) -> ArrowheadPosterior:
         """Return the exact posterior of theta and all z, in double precision."""
         n, d = num_rows(xs), self.dim
         eye = np.eye(d)
-        return arrow_posterior(
+        return arrowhead_posterior(
             global_precision=(1 + n) * eye,
             cross=np.tile(-eye[None], (n, 1, 1)),
             local_precision=eye[None] + np.asarray(xs.gram, np.float64) / self.noise_variance,
@@ -151,9 +151,9 @@ class HierarchicalRegression:
         gram, cross, square, count = (np.asarray(leaf, np.float64) for leaf in xs)
         squares = square - 2 * np.sum(cross * z, axis=1) + np.einsum("ni,nij,nj->n", z, gram, z)
         n, d = z.shape
-        log_joint = -0.5 * (theta @ theta + d * _LOG_2PI + np.sum((z - theta) ** 2) + n * d * _LOG_2PI)
-        log_joint -= 0.5 * np.sum(squares / self.noise_variance + count * (math.log(self.noise_variance) + _LOG_2PI))
-        return float(log_joint + posterior.normaliser())
+        log_joint = -0.5 * (theta @ theta + d * LOG_2PI + np.sum((z - theta) ** 2) + n * d * LOG_2PI)
+        log_joint -= 0.5 * np.sum(squares / self.noise_variance + count * (math.log(self.noise_variance) + LOG_2PI))
+        return float(log_joint + posterior.log_normaliser())
 
     def branch_optimum(self, x: GroupStatistics) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, "d d"]]:
         """Return offset m, slopes G and covariance of the exact `p(z | theta, x) = N(m + G theta, G)` of one group."""

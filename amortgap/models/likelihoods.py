@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,32 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.checks import as_float_array, check_count, check_range, is_concrete
 from amortgap._internal.records import checked_record
+from amortgap.families.normal import LOG_2PI
+from amortgap.protocols import Data
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """A distribution of the datum given the output of a decoder."""
+
+    def log_prob(self, output: Float[Array, " D"], x: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return `log p(x | output)` in nats."""
+        ...
+
+    def sample(self, key: jax.Array, output: Float[Array, " D"]) -> Float[Array, " D"]:
+        """Return one draw of x."""
+        ...
+
+    def validate(self, name: str, xs: Data) -> None:
+        """Raise a ValueError that names `name` unless `xs` can be data of this likelihood."""
+        ...
+
+
+def diagonal_normal_log_prob(
+    residual: Float[Array, " D"], variance: float | Float[Array, "*features"]
+) -> Float[Array, ""]:
+    """Return `log N(residual; 0, diag(variance))` in nats, for one variance or one of every entry."""
+    return -0.5 * jnp.sum(residual**2 / variance + jnp.log(variance) + LOG_2PI)
 
 
 @jax.custom_jvp
@@ -28,14 +53,14 @@ def logistic_log_mass(logits: Array, count: Array, total: Array) -> Array:
 
 def _logistic_log_mass_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     logits, count, total = primals
-    # The sigmoid by a tanh is right to the last digit of one, which is what is subtracted, and a twentieth of a large
-    # decoder's gradient quicker than by an exponential and a quotient.
+    # The sigmoid as a tanh is exact to the last digit of one, and saves a twentieth of the gradient of a large decoder
+    # against an exponential and a quotient.
     slopes = (
         lambda: count - total * (0.5 + 0.5 * jnp.tanh(0.5 * logits)),
         lambda: logits,
         lambda: -jax.nn.softplus(logits),
     )
-    # Data seldom carry a tangent; where they have none, its terms must cost nothing.
+    # Data seldom have a tangent. Where they have none, skip its terms, which would cost as much as the rest.
     moved = [(slope, t) for slope, t in zip(slopes, tangents, strict=True) if not isinstance(t, SymbolicZero)]
     return logistic_log_mass(logits, count, total), functools.reduce(jnp.add, [slope() * t for slope, t in moved])
 
@@ -60,7 +85,7 @@ class Bernoulli:
         """Return one draw of x."""
         return jax.random.bernoulli(key, jax.nn.sigmoid(output)).astype(output.dtype)
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError unless all entries lie in [0, 1]."""
         check_range(name, xs, low=0.0, high=1.0)
 
@@ -95,7 +120,7 @@ class Binomial:
         n = float(self.total_count)
         return jax.random.binomial(key, n, jax.nn.sigmoid(output)).astype(output.dtype)
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError unless all entries are whole numbers in [0, total_count]."""
         check_range(name, xs, low=0.0, high=float(self.total_count), whole=True)
 
@@ -125,12 +150,12 @@ class Gaussian:
     def log_prob(self, output: Float[Array, " D"], x: Float[Array, " D"]) -> Float[Array, ""]:
         """Return `log p(x | output)` in nats."""
         log_variance = jnp.broadcast_to(self.log_noise_variance, x.shape)
-        return -0.5 * jnp.sum((x - output) ** 2 * jnp.exp(-log_variance) + log_variance + math.log(2 * math.pi))
+        return -0.5 * jnp.sum((x - output) ** 2 * jnp.exp(-log_variance) + log_variance + LOG_2PI)
 
     def sample(self, key: jax.Array, output: Float[Array, " D"]) -> Float[Array, " D"]:
         """Return one draw of x."""
         scale = jnp.exp(0.5 * jnp.broadcast_to(self.log_noise_variance, output.shape))
         return output + scale * jax.random.normal(key, output.shape, output.dtype)
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Accept any finite data."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from amortgap._internal.checks import check_count, check_positive, check_row_shape
+from amortgap._internal.least_squares import generalised_least_squares
 from amortgap._internal.records import checked_record
+from amortgap.families.normal import LOG_2PI
+from amortgap.models.likelihoods import diagonal_normal_log_prob
+from amortgap.protocols import Data
 
-_LOG_2PI = math.log(2 * math.pi)
+# Mean and variance.
+Normal = tuple[Array, Array]
 
 
 class Smoothed(NamedTuple):
-    """What the Kalman filter and the smoother yield.
+    """Result of the Kalman filter and the Rauch-Tung-Striebel smoother.
 
     Attributes:
       mean, variance: of every state given the whole series, [T].
@@ -73,18 +78,15 @@ class LinearGaussianChain:
         """Dimension T of z."""
         return self.length
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError that names `name` unless `xs` are series of this length."""
         check_row_shape(name, xs, (self.length,))
 
     def log_joint(self, z: Float[Array, " T"], x: Float[Array, " T"]) -> Float[Array, ""]:
         """Return `log p(x, z)` in nats."""
-        steps = (z[1:] - self.transition * z[:-1]) ** 2 / self.process_variance
-        squares = z[0] ** 2 / self.first_variance + jnp.sum(steps)
-        squares += jnp.sum((x - z) ** 2) / self.observation_variance
-        t = self.length
-        logs = math.log(self.first_variance) + (t - 1) * math.log(self.process_variance)
-        return -0.5 * (squares + logs + t * math.log(self.observation_variance) + 2 * t * _LOG_2PI)
+        first = diagonal_normal_log_prob(z[:1], self.first_variance)
+        steps = diagonal_normal_log_prob(z[1:] - self.transition * z[:-1], self.process_variance)
+        return first + steps + diagonal_normal_log_prob(x - z, self.observation_variance)
 
     def sample(self, key: jax.Array) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
         """Return one draw (z, x) from the joint, [T] each."""
@@ -108,7 +110,7 @@ class LinearGaussianChain:
         beside = np.full(self.length - 1, -a / q)
         return np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
 
-    def mean_field_kl(self) -> float:
+    def approximation_gap(self) -> float:
         """Return the approximation gap of mean field in nats, `1/2 [sum_t log Lambda_tt - log |Lambda|]`."""
         precision = self.posterior_precision()
         return float(0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1]))
@@ -117,11 +119,11 @@ class LinearGaussianChain:
         """Return the states' exact posterior given x [T] by the Kalman filter and the Rauch-Tung-Striebel smoother."""
         a, q, r = self.transition, self.process_variance, self.observation_variance
 
-        def forward(carry: tuple[Array, Array, Array], now: Array) -> tuple[Any, Any]:
+        def forward(carry: tuple[Array, Array, Array], now: Array) -> tuple[tuple[Array, Array, Array], Normal]:
             mean, variance, total = carry
             spread = variance + r
             gain = variance / spread
-            total = total - 0.5 * ((now - mean) ** 2 / spread + jnp.log(spread) + _LOG_2PI)
+            total = total - 0.5 * ((now - mean) ** 2 / spread + jnp.log(spread) + LOG_2PI)
             filtered = (mean + gain * (now - mean), (1 - gain) * variance)
             return (a * filtered[0], a**2 * filtered[1] + q, total), filtered
 
@@ -129,7 +131,7 @@ class LinearGaussianChain:
         start = (first, jnp.full_like(first, self.first_variance), first)
         (_, _, log_evidence), (means, variances) = jax.lax.scan(forward, start, x)
 
-        def backward(later: tuple[Array, Array], here: tuple[Array, Array]) -> tuple[Any, Any]:
+        def backward(later: Normal, here: Normal) -> tuple[Normal, Normal]:
             mean, variance = here
             predicted = a**2 * variance + q
             gain = a * variance / predicted
@@ -142,29 +144,32 @@ class LinearGaussianChain:
         return Smoothed(jnp.append(smooth, last[0]), jnp.append(spread, last[1]), log_evidence)
 
     def mean_gap(self, means: Float[np.ndarray, " T"], x: Float[np.ndarray, " T"]) -> float:
-        """Return `1/2 (f - m)' Lambda (f - m)` in nats: what factors with these means lose by them."""
-        precision = self.posterior_precision()
-        off = means - np.linalg.solve(precision, np.asarray(x, np.float64) / self.observation_variance)
-        return float(0.5 * off @ precision @ off)
+        """Return `1/2 (f - m)' Lambda (f - m)` in nats, the part of the gap that means f [T] of the factors cause."""
+        return float(0.5 * np.sum(self._whiten((means - self._posterior_mean(x))[:, None]) ** 2))
 
-    def window_gap(self, x: Any, half_width: int) -> float:
+    def window_gap(self, x: Float[ArrayLike, " T"], half_width: int) -> float:
         """Return the amortization gap in nats of the best affine encoder of the 2 w + 1 observations around each state.
 
-        Formula: `beta = (M' Lambda M)^-1 M' Lambda m` over the windows M with an intercept, `1/2 (M beta - m)' Lambda
-        (M beta - m)`; the scales of the factors are free, windows are filled up with zeros beyond the ends.
+        Formula: `min_beta 1/2 (M beta - m)' Lambda (M beta - m)` over the windows M with an intercept; the scales of
+        the factors are free, and windows are filled up with zeros beyond the ends.
 
         Raises:
           ValueError: a series of another or too short length.
         """
-        x = np.asarray(x, np.float64)
-        inputs = np.column_stack([np.ones(len(x)), windows(x, half_width)])
-        precision = self.posterior_precision()
-        linear = x / self.observation_variance
-        basis = np.linalg.qr(inputs)[0]
-        return self.mean_gap(basis @ np.linalg.solve(basis.T @ precision @ basis, basis.T @ linear), x)
+        inputs = windows(np.asarray(x, np.float64), half_width)
+        design = np.column_stack([np.ones(len(inputs)), inputs])
+        mean = self._posterior_mean(x)[:, None]
+        return float(0.5 * np.sum(generalised_least_squares(design, mean, whiten=self._whiten).residual ** 2))
+
+    def _posterior_mean(self, x: Float[ArrayLike, " T"]) -> Float[np.ndarray, " T"]:
+        return np.linalg.solve(self.posterior_precision(), np.asarray(x, np.float64) / self.observation_variance)
+
+    def _whiten(self, columns: Float[np.ndarray, "T c"]) -> Float[np.ndarray, "T c"]:
+        """Return columns times R', with Lambda = R R'."""
+        return np.linalg.cholesky(self.posterior_precision()).T @ columns
 
 
-def windows(series: Any, half_width: int) -> Float[np.ndarray, "T inputs"]:
+def windows(series: ArrayLike, half_width: int) -> Float[np.ndarray, "T inputs"]:
     """Return the observations from t - w to t + w for every t, zeros beyond the ends.
 
     Formula: row t is `(x_{t-w}, .., x_{t+w})`.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from amortgap._internal.checks import check_count
+from amortgap.protocols import Datum
 
 
 @jax.tree_util.register_dataclass
@@ -26,11 +26,11 @@ class LogJoint:
     """
 
     function: Callable[..., Array] = field(metadata={"static": True})
-    params: Any
+    params: PyTree
     latent_dim: int = field(metadata={"static": True})
     data_shape: tuple[int, ...] | None = field(default=None, metadata={"static": True})
 
-    def log_joint(self, z: Float[Array, " d"], x: Any) -> Float[Array, ""]:
+    def log_joint(self, z: Float[Array, " d"], x: Datum) -> Float[Array, ""]:
         """Return `log p(x, z)` in nats.
 
         Raises:
@@ -46,7 +46,7 @@ class LogJoint:
 
 
 def from_log_joint(
-    fn: Callable[..., Array], latent_dim: int, *, params: Any = None, data_shape: tuple[int, ...] | None = None
+    fn: Callable[..., Array], latent_dim: int, *, params: PyTree = None, data_shape: tuple[int, ...] | None = None
 ) -> LogJoint:
     """Return a model with the log joint density `fn`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,10 +10,12 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from amortgap._internal.checks import as_float_array, check_finite, check_row_shape, is_concrete
+from amortgap._internal.checks import check_row_shape
 from amortgap._internal.records import checked_record
-
-_LOG_2PI = math.log(2 * math.pi)
+from amortgap.families.normal import LOG_2PI
+from amortgap.models.array_fields import set_array_fields
+from amortgap.models.likelihoods import diagonal_normal_log_prob
+from amortgap.protocols import Data
 
 
 class MixturePosterior(NamedTuple):
@@ -60,22 +61,15 @@ class MixturePrior:
     noise_variance: Float[Array, " D"]
 
     def __post_init__(self) -> None:
-        names = ("log_weights", "centres", "scales", "loadings", "mean", "noise_variance")
-        for name in names:
-            object.__setattr__(self, name, as_float_array(name, getattr(self, name)))
-        components, dim = self.centres.shape if self.centres.ndim == 2 else (0, 0)
-        features = self.loadings.shape[0] if self.loadings.ndim == 2 else 0
-        expected = [(components,), (components, dim), (components, dim), (features, dim), (features,), (features,)]
-        found = [getattr(self, name).shape for name in names]
-        if found != expected or not components or not features:
-            raise ValueError(f"{', '.join(names)} must have shapes [K], [K, d], [K, d], [D, d], [D], [D], got {found}")
-        if not is_concrete([getattr(self, name) for name in names]):
-            return
-        for name in names:
-            check_finite(name, getattr(self, name))
-        for name in ("scales", "noise_variance"):
-            if float(getattr(self, name).min()) <= 0:
-                raise ValueError(f"{name} must be positive, got {float(getattr(self, name).min()):g}")
+        shapes = {
+            "log_weights": "K",
+            "centres": "K d",
+            "scales": "K d",
+            "loadings": "D d",
+            "mean": "D",
+            "noise_variance": "D",
+        }
+        set_array_fields(self, shapes, positive=("scales", "noise_variance"))
 
     @property
     def latent_dim(self) -> int:
@@ -87,20 +81,18 @@ class MixturePrior:
         """Dimension D of x."""
         return self.loadings.shape[-2]
 
-    def validate(self, name: str, xs: Float[Array, "N D"]) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         check_row_shape(name, xs, (self.data_dim,))
 
     def log_prior(self, z: Float[Array, " d"]) -> Float[Array, ""]:
         """Return `log p(z)` in nats."""
-        squares = ((z[None, :] - self.centres) / self.scales) ** 2
-        parts = -0.5 * jnp.sum(squares + 2 * jnp.log(self.scales) + _LOG_2PI, axis=1)
-        return logsumexp(jax.nn.log_softmax(self.log_weights) + parts)
+        components = jax.vmap(diagonal_normal_log_prob)(z[None, :] - self.centres, self.scales**2)
+        return logsumexp(jax.nn.log_softmax(self.log_weights) + components)
 
     def log_likelihood(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
         """Return `log p(x | z)` in nats."""
-        residual = x - self.mean - self.loadings @ z
-        return -0.5 * jnp.sum(residual**2 / self.noise_variance + jnp.log(self.noise_variance) + _LOG_2PI)
+        return diagonal_normal_log_prob(x - self.mean - self.loadings @ z, self.noise_variance)
 
     def log_joint(self, z: Float[Array, " d"], x: Float[Array, " D"]) -> Float[Array, ""]:
         """Return `log p(x, z)` in nats."""
@@ -113,7 +105,7 @@ class MixturePrior:
             covariance = (self.loadings * scale[None, :] ** 2) @ self.loadings.T + jnp.diag(self.noise_variance)
             residual = x - self.mean - self.loadings @ centre
             solved = jnp.linalg.solve(covariance, residual)
-            log_mass = -0.5 * (residual @ solved + jnp.linalg.slogdet(covariance)[1] + x.shape[0] * _LOG_2PI)
+            log_mass = -0.5 * (residual @ solved + jnp.linalg.slogdet(covariance)[1] + x.shape[0] * LOG_2PI)
             precision = jnp.diag(scale**-2) + (self.loadings / self.noise_variance[:, None]).T @ self.loadings
             return log_mass, centre + scale**2 * (self.loadings.T @ solved), jnp.linalg.inv(precision)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
-from amortgap._internal.checks import as_float_array, check_range, check_row_shape, is_concrete
+from amortgap._internal.checks import check_range, check_row_shape, is_concrete
 from amortgap._internal.records import checked_record
+from amortgap.families.normal import LOG_2PI
+from amortgap.models.array_fields import set_array_fields
+from amortgap.protocols import Data
 
 
 @checked_record
@@ -31,7 +33,7 @@ class PoissonGamma:
       log_concave: True, `log p(x, z)` is concave in z.
 
     Raises:
-      ValueError: a shape or rate that is not positive.
+      ValueError: a shape or rate that is no positive scalar.
     """
 
     shape: Float[Array, ""]
@@ -39,18 +41,14 @@ class PoissonGamma:
     log_concave: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("shape", "rate"):
-            array = as_float_array(name, getattr(self, name))
-            object.__setattr__(self, name, array)
-            if is_concrete(array) and not bool(jnp.all(jnp.isfinite(array) & (array > 0))):
-                raise ValueError(f"{name} must be positive and finite, got {array}")
+        set_array_fields(self, {"shape": "", "rate": ""}, positive=("shape", "rate"))
 
     @property
     def latent_dim(self) -> int:
         """Dimension of z, one."""
         return 1
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError that names `name` unless `xs` can be data of this model."""
         if getattr(xs, "ndim", None) != 2 or xs.shape[1] != 1:
             check_row_shape(name, xs, (2,))
@@ -94,14 +92,14 @@ class PoissonGamma:
         alpha, beta = self.posterior_parameters(x)
         return (jnp.log(alpha / beta) - 0.5 / alpha)[None], (alpha**-0.5)[None]
 
-    def normal_kl(self, x: Float[Array, " columns"]) -> Float[Array, ""]:
+    def approximation_gap(self, x: Float[Array, " columns"]) -> Float[Array, ""]:
         """Return the approximation gap of the normal family for one datum, in nats.
 
         Formula: `log Gamma(alpha) - (alpha - 1/2) log alpha + alpha - 1/2 log 2 pi`, the remainder of Stirling's
         series, about `1 / (12 alpha)`.
         """
         alpha, _ = self.posterior_parameters(x)
-        return gammaln(alpha) - (alpha - 0.5) * jnp.log(alpha) + alpha - 0.5 * math.log(2 * math.pi)
+        return gammaln(alpha) - (alpha - 0.5) * jnp.log(alpha) + alpha - 0.5 * LOG_2PI
 
     def sample(self, key: jax.Array) -> tuple[Float[Array, " 1"], Float[Array, " 1"]]:
         """Return one draw (z, [count]) from the joint, with exposure one."""

@@ -45,7 +45,7 @@ def test_bound_rises_with_the_number_of_draws(factor_analysis, simulated, optima
     family = ag.families.MeanFieldNormal(2)
     xs, phis = jnp.tile(simulated.xs, (10, 1)), jnp.tile(optima, (10, 1))
     exact = jax.vmap(factor_analysis.log_evidence)(xs)
-    n, kl = len(xs), float(factor_analysis.mean_field_kl())
+    n, kl = len(xs), float(factor_analysis.approximation_gap())
     short = []
     for draws in (2, 4, 16, 256):
         keys = jax.random.split(key, n)

@@ -83,7 +83,10 @@ def test_samples_have_the_responsibilities_of_the_model():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"log_weights": np.zeros(0), "centres": np.zeros((0, 2)), "covariances": np.zeros((0, 2, 2))}, r"with K > 0"),
+        (
+            {"log_weights": np.zeros(0), "centres": np.zeros((0, 2)), "covariances": np.zeros((0, 2, 2))},
+            "with no axis empty, got",
+        ),
         ({"covariances": np.stack([SHARED, -SHARED, SHARED])}, "covariances must be positive definite"),
         ({"centres": CENTRES * np.nan}, "centres holds 6 NaN"),
     ],

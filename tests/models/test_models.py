@@ -48,7 +48,7 @@ def test_factor_analysis_is_one_dense_normal(x64):
     np.testing.assert_allclose(posterior.precision @ posterior.covariance, np.eye(2), atol=1e-12)
 
 
-def test_mean_field_kl_is_the_minimum_over_scales(x64):
+def test_approximation_gap_is_the_minimum_over_scales(x64):
     model = factor_analysis()
     precision = np.asarray(model.posterior_precision())
 
@@ -57,12 +57,12 @@ def test_mean_field_kl_is_the_minimum_over_scales(x64):
         return 0.5 * (np.diag(precision) @ variance - 2 - np.log(variance).sum() - np.linalg.slogdet(precision)[1])
 
     found = scipy.optimize.minimize(kl, np.zeros(2), tol=1e-12)
-    np.testing.assert_allclose(model.mean_field_kl(), found.fun, atol=1e-9)
-    assert model.mean_field_kl() > 0.01
+    np.testing.assert_allclose(model.approximation_gap(), found.fun, atol=1e-9)
+    assert model.approximation_gap() > 0.01
     orthogonal = ag.models.FactorAnalysis(
         loadings=jnp.array([[1.0, 1], [1, -1]]), mean=jnp.zeros(2), noise_variance=jnp.ones(2)
     )
-    np.testing.assert_allclose(orthogonal.mean_field_kl(), 0, atol=1e-12)
+    np.testing.assert_allclose(orthogonal.approximation_gap(), 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -185,8 +185,8 @@ def test_nearest_normal_of_poisson_gamma(alpha, committed, x64):
     )  # fmt: skip
     mean, scale = model.normal_optimum(x)
     np.testing.assert_allclose([mean[0], np.log(scale[0])], found.x, atol=1e-5)
-    np.testing.assert_allclose(model.normal_kl(x), found.fun, atol=1e-8)
-    np.testing.assert_allclose(model.normal_kl(x), committed, atol=6e-7)
+    np.testing.assert_allclose(model.approximation_gap(x), found.fun, atol=1e-8)
+    np.testing.assert_allclose(model.approximation_gap(x), committed, atol=6e-7)
 
 
 def test_poisson_gamma_samples_follow_the_evidence():
@@ -323,13 +323,7 @@ def test_a_decoder_that_would_broadcast_is_refused():
         ag.models.DeepLatentGaussian(decoder=lambda z: z[:1], data_dim=5, **given)
     with pytest.raises(ValueError, match="latent_dim must be a whole number"):
         ag.models.DeepLatentGaussian(decoder=lambda z: z, data_dim=2, **(given | {"latent_dim": -2}))
-    with pytest.raises(ValueError, match="must share D"):
+    with pytest.raises(ValueError, match="must have the shapes"):
         jax.jit(
             lambda mean: ag.models.FactorAnalysis(loadings=jnp.ones((3, 2)), mean=mean, noise_variance=jnp.ones(3))
         )(jnp.zeros(1))
-    with pytest.raises(ValueError, match="alpha holds 1 NaN"):
-        ag.models.SawSeries(alpha=jnp.nan)
-    with pytest.raises(ValueError, match="prior_variance must be a positive number, got -1"):
-        ag.models.SawSeries(alpha=1.0, prior_variance=-1.0)
-    with pytest.raises(ValueError, match="depth must be a whole number, at least 0, got -1"):
-        ag.models.bayesian_decoder(jax.random.key(0), latent_dim=1, data_dim=2, width=3, depth=-1)

@@ -206,7 +206,7 @@ def _row(study: Study, split: str, gaps: ag.Gaps, model: Any) -> dict[str, Any]:
     ladder = study.model == "factor_analysis"
     data = images(study)
     held_out = None if split == "train" else jnp.asarray(data.test)
-    kl = (model.mean_field_kl() if study.family == "mean_field" else 0.0) if ladder else None
+    kl = (model.approximation_gap() if study.family == "mean_field" else 0.0) if ladder else None
     row |= {
         "exact_amortization_gap": float(model.rank_gap(jnp.asarray(data.train), study.width, held_out=held_out))
         if ladder

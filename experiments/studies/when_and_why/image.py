@@ -14,6 +14,7 @@ from amortgap.data import DataSet
 from amortgap.expectations import Expectation
 from amortgap.inference import amortized_factors, constant_factors, free_factors, global_local_vi, whole_elbo
 from studies.when_and_why.exact import Rows
+from studies.when_and_why.models import bayesian_decoder
 from studies.when_and_why.study import Study, row
 
 
@@ -44,7 +45,7 @@ def image(study: Study, method: str, width: int) -> Rows:
     """
     xs = _images(study)
     n, pixels = xs.shape
-    model = ag.models.bayesian_decoder(
+    model = bayesian_decoder(
         jax.random.key(0), latent_dim=study.image_latents, data_dim=pixels, width=study.image_decoder,
         noise_variance=0.01,
     )  # fmt: skip

@@ -14,12 +14,13 @@ from amortgap.expectations import CUBATURE, Expectation
 from amortgap.inference import constant_factors, factorized_optimum, free_factors, global_local_vi
 from studies.when_and_why.data import nonlinear_data
 from studies.when_and_why.exact import NORMAL, SCALAR, Rows
+from studies.when_and_why.models import NonlinearHierarchy
 from studies.when_and_why.study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
 
 def _nonlinear(study: Study, normalised: bool) -> tuple[Any, Any]:
     xs = jnp.asarray(nonlinear_data()[:: study.nonlinear_stride])
-    return ag.models.NonlinearHierarchy(normalised=normalised), xs
+    return NonlinearHierarchy(normalised=normalised), xs
 
 
 def _best_starts(study: Study, model: Any, xs: Any, theta: Any) -> jax.Array:

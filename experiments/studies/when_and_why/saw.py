@@ -13,11 +13,12 @@ import amortgap as ag
 from amortgap.inference import amortized_factors, constant_factors, factorized_optimum, free_factors, global_local_vi
 from studies.when_and_why.data import saw_data
 from studies.when_and_why.exact import EXACT, NORMAL, SCALAR, Rows, lbfgs
+from studies.when_and_why.models import SawSeries
 from studies.when_and_why.study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
 
 def _saw() -> tuple[Any, Any]:
-    return ag.models.SawSeries(alpha=0.75), jnp.asarray(saw_data())
+    return SawSeries(alpha=0.75), jnp.asarray(saw_data())
 
 
 @functools.cache

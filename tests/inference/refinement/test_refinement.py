@@ -185,7 +185,7 @@ def test_buffered_bound_is_unbiased_for_the_evidence_and_above_the_elbo():
     weights = jnp.exp(values - FA.log_evidence(x))
     assert abs(weights.mean() - 1) < 5 * weights.std() / n**0.5
     elbos = bounds(0)
-    exact = FA.log_evidence(x) - FA.mean_field_kl() - exact_gap(phi, x)
+    exact = FA.log_evidence(x) - FA.approximation_gap() - exact_gap(phi, x)
     assert abs(elbos.mean() - exact) < 5 * elbos.std() / n**0.5
     assert values.mean() - elbos.mean() > 5 * (values.std() + elbos.std()) / n**0.5
     assert values.mean() < FA.log_evidence(x) + 5 * values.std() / n**0.5
@@ -221,7 +221,7 @@ def test_iterative_inference_beats_every_direct_encoder_of_its_size():
     assert one < fit.encoder.num_weights < two
     phis = jax.vmap(fit.encoder)(xs)
     gap = np.mean([
-        float(model.log_evidence(x) - model.mean_field_kl() - ag.cubature_elbo(phi, x, model=model, family=FAMILY))
+        float(model.log_evidence(x) - model.approximation_gap() - ag.cubature_elbo(phi, x, model=model, family=FAMILY))
         for phi, x in zip(phis, xs, strict=True)
     ])  # fmt: skip
     assert bool(fit.finite)

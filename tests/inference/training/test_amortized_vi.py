@@ -29,7 +29,7 @@ def exact_gap(family, encoder):
     trace = jnp.einsum("ij,nji->n", precision, covariances)
     log_det = jnp.linalg.slogdet(precision)[1] + jnp.linalg.slogdet(covariances)[1]
     kl = 0.5 * (trace - 2 - log_det + jnp.einsum("ni,ij,nj->n", difference, precision, difference))
-    optimum = MODEL.mean_field_kl() if family is MEAN_FIELD else 0.0
+    optimum = MODEL.approximation_gap() if family is MEAN_FIELD else 0.0
     return float(jnp.mean(kl - optimum))
 
 
