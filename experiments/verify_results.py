@@ -1,17 +1,19 @@
 """Derive anew what the committed tables imply, and fail on any difference.
 
     python experiments/verify_results.py                # all of results/, a minute on one core
-    python experiments/verify_results.py --renew        # draw figures and claims anew, and renew their hashes
+    python experiments/verify_results.py --renew        # draw figures and claims anew, renew hashes and marked numbers
 
 Of every folder of results: each file is vouched for by a sidecar with its sha256, which names command, configuration,
 commit (of a tree without changes), versions, machine and time; every verdict of a table (`met`) follows from its value
 and its requirement; figures and tables of claims come out of the committed tables again, to the last pixel and digit
 where the same version of matplotlib draws them, and but for the rendering of text where another does. Of README and
-docs: their numbers are those of the tables. Prints one line for each difference; the exit status is 1 if there is any.
+docs: every marked number (`pages/marks.py`) is that of the tables. Prints one line for each difference; the exit status
+is 1 if there is any.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -35,8 +37,7 @@ import local_vi_figure
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from pages.facts import facts
-from pages.tables import Tables
+from pages import marks
 from PIL import Image
 from studies.capacity import figure as capacity_figure
 from studies.certificate import figure as certificate_figure
@@ -77,9 +78,9 @@ class Args:
     results: Path = ROOT / "results"
     """Folder with one folder of results for each experiment."""
     readme: Path = ROOT / "README.md"
-    """The text whose numbers are compared with the tables, together with the pages in `docs` beside it."""
+    """The page whose marked numbers are compared with the tables, together with those in `docs` beside it."""
     renew: bool = False
-    """First write what follows from the tables over what is there; command, machine and time of a sidecar stay."""
+    """First write figures, claims and marked numbers as they follow from the tables; a sidecar's run stays."""
 
 
 def sidecars(folder: Path) -> Iterator[str]:
@@ -111,10 +112,11 @@ def sidecars(folder: Path) -> Iterator[str]:
             yield f"{file}: no sidecar vouches for it"
 
 
-def verdicts(tables: Tables, folder: Path) -> Iterator[str]:
+def verdicts(folder: Path) -> Iterator[str]:
     """Yield rows whose `met` does not follow from their value and requirement."""
     for path in sorted(folder.glob("*.csv")):
-        rows = tables.rows(path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
         if not rows or "met" not in rows[0]:
             continue
         for number, row in enumerate(rows, start=2):
@@ -183,13 +185,9 @@ def _difference(old: np.ndarray, new: np.ndarray) -> float:
     return float(255 * np.mean(np.abs(old - new))) if old.shape == new.shape else math.inf
 
 
-def text(tables: Tables, readme: Path) -> Iterator[str]:
-    """Yield what the tables say and neither the README nor a page in `docs` beside it does."""
-    pages = [readme, *sorted((readme.parent / "docs").glob("*.md"))]
-    words = [" ".join(page.read_text().split()) for page in pages]
-    for fact in facts(tables):
-        if not any(" ".join(fact.split()) in page for page in words):
-            yield f"{readme} and docs: the tables say {fact!r}"
+def pages(readme: Path) -> list[Path]:
+    """Return the README and the pages in `docs` beside it."""
+    return [readme, *sorted((readme.parent / "docs").glob("*.md"))]
 
 
 def main() -> int:
@@ -198,7 +196,7 @@ def main() -> int:
     if not args.results.is_dir():
         print(f"error: {args.results} is not a folder", file=sys.stderr)
         return 2
-    tables, found, folders = Tables(args.results), [], 0
+    found, folders = [], 0
     # Where runs are that were not promoted.
     ignored = args.results / RUNS.name
     for folder in sorted(path for path in args.results.iterdir() if path.is_dir() and path != ignored):
@@ -208,8 +206,11 @@ def main() -> int:
         folders += 1
         if args.renew:
             renew(folder, DERIVED[folder.name])
-        found += [*sidecars(folder), *verdicts(tables, folder), *derived(folder, DERIVED[folder.name])]
-    found += text(tables, args.readme)
+        found += [*sidecars(folder), *verdicts(folder), *derived(folder, DERIVED[folder.name])]
+    for page in pages(args.readme):
+        if args.renew:
+            marks.renew(page, args.results)
+        found += marks.faults(page, args.results)
     for difference in found:
         print(difference)
     print(f"{folders} folders verified, {len(found)} differences", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""What README and docs must say, written from the committed tables; `verify_results.py` looks the sentences up."""
+"""Numbers in README and docs that committed tables imply: where they stand, and how they follow from the tables."""
