@@ -46,9 +46,16 @@ from amortgap.sweep.script import Flat, SweepOptions, parse_study, run_study
 from amortgap.sweep.table import Table, csv_text, read_columns
 
 Experiment = Literal[
-    "inference-gaps", "larger-encoder", "no-warm-up", "decoder-size", "frozen-decoder", "over-training", "posteriors",
-    "simulated-data", "estimators",
-]  # fmt: skip
+    "inference-gaps",
+    "larger-encoder",
+    "no-warm-up",
+    "decoder-size",
+    "frozen-decoder",
+    "over-training",
+    "posteriors",
+    "simulated-data",
+    "estimators",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +66,10 @@ class Args:
     experiments: tuple[Experiment, ...] = tuple(PARTS)  # type: ignore[assignment]
     """Sub-experiments to run."""
     data: tuple[Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "digits"], ...] = (
-        "mnist", "fashion_mnist", "cifar10",
-    )  # fmt: skip
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+    )
     """Data sets; `make data` fetches the first two."""
     sweep: Flat = dataclasses.field(default_factory=SweepOptions)
 
@@ -69,26 +78,71 @@ PRESETS = {
     "laptop": Args(),
     "paper": Args(
         study=Study(
-            num_test=1000, ais_images=1000, frozen_images=500, train_steps=1_968_000, learning_rate=1e-3,
-            flow_width=200, flow_context=50,
-            bound_samples=5000, local_tolerance=0.01, local_samples=256, local_flow_steps=2000, evidence_samples=5000,
-            ais_temperatures=10_000, ais_chains=100, ais_leapfrog=10, frozen_steps=200_000, series_count=50_000,
-            series_checkpoints=10, series_steps=300_000, series_images=1000, picture_steps=1_800_000,
-            simulated=1000, simulated_temperatures=10_000, simulated_chains=100, compared_images=100,
+            num_test=1000,
+            ais_images=1000,
+            frozen_images=500,
+            train_steps=1_968_000,
+            learning_rate=1e-3,
+            flow_width=200,
+            flow_context=50,
+            bound_samples=5000,
+            local_tolerance=0.01,
+            local_samples=256,
+            local_flow_steps=2000,
+            evidence_samples=5000,
+            ais_temperatures=10_000,
+            ais_chains=100,
+            ais_leapfrog=10,
+            frozen_steps=200_000,
+            series_count=50_000,
+            series_checkpoints=10,
+            series_steps=300_000,
+            series_images=1000,
+            picture_steps=1_800_000,
+            simulated=1000,
+            simulated_temperatures=10_000,
+            simulated_chains=100,
+            compared_images=100,
         )
     ),
     "smoke": Args(
         data=("digits",),
         study=Study(
-            train_count=100, num_train=12, num_test=10, latent_dim=2, width=8, large_width=10, train_steps=40,
-            flow_width=4, flow_context=2, bound_samples=20, local_flow_steps=10, evidence_samples=50, ais_images=6,
-            ais_temperatures=5, ais_chains=2, ais_leapfrog=2, decoder_depths=(0,), frozen_images=10, frozen_steps=20,
-            series_latents=2, series_count=60, series_checkpoints=2, series_steps=20, series_images=8,
-            picture_steps=40, picture_grid=9, simulated=8, simulated_temperatures=10, simulated_chains=2,
-            compared_images=3, copies=3, window=5,
+            train_count=100,
+            num_train=12,
+            num_test=10,
+            latent_dim=2,
+            width=8,
+            large_width=10,
+            train_steps=40,
+            flow_width=4,
+            flow_context=2,
+            bound_samples=20,
+            local_flow_steps=10,
+            evidence_samples=50,
+            ais_images=6,
+            ais_temperatures=5,
+            ais_chains=2,
+            ais_leapfrog=2,
+            decoder_depths=(0,),
+            frozen_images=10,
+            frozen_steps=20,
+            series_latents=2,
+            series_count=60,
+            series_checkpoints=2,
+            series_steps=20,
+            series_images=8,
+            picture_steps=40,
+            picture_grid=9,
+            simulated=8,
+            simulated_temperatures=10,
+            simulated_chains=2,
+            compared_images=3,
+            copies=3,
+            window=5,
         ),
     ),
-}  # fmt: skip
+}
 
 
 class Compute:

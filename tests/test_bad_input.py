@@ -115,23 +115,35 @@ CALLS = [
     ),
     # One datum.
     *[(lambda f=f: f(x=np.ones(1)), r"x must be one datum .* got \(1, 1\)") for f in (elbo, local_vi, *ESTIMATES)],
-    *[(lambda f=f: f(x=np.ones((4, 3))), r"x must be one datum .* got \(1, 4, 3\)") for f in
-      (elbo, local_vi, *ESTIMATES)],
+    *[
+        (lambda f=f: f(x=np.ones((4, 3))), r"x must be one datum .* got \(1, 4, 3\)")
+        for f in (elbo, local_vi, *ESTIMATES)
+    ],
     *[(lambda f=f: f(x=XS[0] * np.nan), r"x holds 3 NaN or infinite entries") for f in (elbo, local_vi, *ESTIMATES)],
     # Keys.
-    *[(lambda f=f: f(key=jax.random.PRNGKey(0)), r"made by jax.random.key\(seed\), got an array of uint32") for f in
-      (elbo, local_vi, *ENTRANCES)],
-    *[(lambda f=f: f(key=jax.random.split(KEY, 3)), r"one key, got an array of keys of shape \(3,\)") for f in
-      (elbo, local_vi, *ENTRANCES)],
-    *[(lambda f=f: f(key=0), r"key must be a typed key made by jax.random.key\(seed\), got int") for f in
-      (elbo, local_vi, *ENTRANCES)],
+    *[
+        (lambda f=f: f(key=jax.random.PRNGKey(0)), r"made by jax.random.key\(seed\), got an array of uint32")
+        for f in (elbo, local_vi, *ENTRANCES)
+    ],
+    *[
+        (lambda f=f: f(key=jax.random.split(KEY, 3)), r"one key, got an array of keys of shape \(3,\)")
+        for f in (elbo, local_vi, *ENTRANCES)
+    ],
+    *[
+        (lambda f=f: f(key=0), r"key must be a typed key made by jax.random.key\(seed\), got int")
+        for f in (elbo, local_vi, *ENTRANCES)
+    ],
     (lambda: ag.encoders.mlp(jax.random.PRNGKey(0), 3, FAMILY), r"key must be a typed key"),
     *[(lambda f=f: f(key=XS), r"float32 and shape \(4, 3\); the key is the first argument") for f in ENTRANCES],
     # Counts and settings.
-    *[(lambda f=f: f(num_samples=0), r"num_samples must be a whole number, at least \d, got 0") for f in
-      (elbo, local_vi, fit_local, amortized, gaps)],
-    *[(lambda f=f: f(num_samples=1.5), r"num_samples must be a whole number, at least \d, got 1.5") for f in
-      (elbo, local_vi, fit_local, amortized)],
+    *[
+        (lambda f=f: f(num_samples=0), r"num_samples must be a whole number, at least \d, got 0")
+        for f in (elbo, local_vi, fit_local, amortized, gaps)
+    ],
+    *[
+        (lambda f=f: f(num_samples=1.5), r"num_samples must be a whole number, at least \d, got 1.5")
+        for f in (elbo, local_vi, fit_local, amortized)
+    ],
     (lambda: ag.iw_bound(KEY, jnp.zeros(4), XS[0], model=FA, family=FAMILY, num_samples=0), r"num_samples .* got 0"),
     (lambda: elbo(estimator="magic"), r"estimator must be one of 'sticking_the_landing', .* got 'magic'"),
     (lambda: elbo(num_samples=3, antithetic=True), r"antithetic draws need an even num_samples .* num_samples = 3"),
@@ -150,20 +162,37 @@ CALLS = [
     (lambda: em(min_noise_variance=0.0), r"min_noise_variance must be a positive number, got 0.0"),
     (lambda: em(latent_dim=4), r"latent_dim must be a whole number, between 1 and 3, got 4"),
     # Sizes that do not fit together.
-    *[(lambda f=f: f(family=ag.families.MeanFieldNormal(5)), r"model.latent_dim = 2 and family.latent_dim = 5") for f in
-      (elbo, local_vi, fit_local, amortized, gaps)],
-    *[(lambda f=f: f(encoder=ag.encoders.constant(KEY, 7, FAMILY)), r"encoder .* shape \(7,\), got \(3,\)") for f in
-      (fit_local, amortized, gaps)],
-    *[(lambda f=f: f(encoder=SimpleNamespace(encoder=ENCODER)),
-       r"encoder must be a function of one datum, got SimpleNamespace; its trained encoder is its attribute `encoder`")
-      for f in (fit_local, amortized, gaps)],
+    *[
+        (lambda f=f: f(family=ag.families.MeanFieldNormal(5)), r"model.latent_dim = 2 and family.latent_dim = 5")
+        for f in (elbo, local_vi, fit_local, amortized, gaps)
+    ],
+    *[
+        (lambda f=f: f(encoder=ag.encoders.constant(KEY, 7, FAMILY)), r"encoder .* shape \(7,\), got \(3,\)")
+        for f in (fit_local, amortized, gaps)
+    ],
+    *[
+        (
+            lambda f=f: f(encoder=SimpleNamespace(encoder=ENCODER)),
+            r"encoder must be a function of one datum, got SimpleNamespace; its trained encoder is its attribute `encoder`",
+        )
+        for f in (fit_local, amortized, gaps)
+    ],
     (lambda: amortized(encoder=lambda x: jnp.zeros(4)), r"encoder must hold weights to train, .* got a plain function"),
-    (lambda: ag.semi_amortized_vi(KEY, XS, model=FA, family=FAMILY, encoder=lambda x: jnp.zeros(4), refine_steps=1),
-     r"encoder must hold weights to train"),
-    *[(lambda f=f: f(encoder=jnp.zeros(4)), r"encoder must be a function of one datum, got \w+$") for f in
-      (fit_local, amortized, gaps)],
-    *[(lambda f=f: f(encoder=ag.encoders.constant(KEY, 3, ag.families.FullRankNormal(2))),
-       r"encoder must return one vector of family.size = 4, got \(5,\)") for f in (fit_local, amortized, gaps)],
+    (
+        lambda: ag.semi_amortized_vi(KEY, XS, model=FA, family=FAMILY, encoder=lambda x: jnp.zeros(4), refine_steps=1),
+        r"encoder must hold weights to train",
+    ),
+    *[
+        (lambda f=f: f(encoder=jnp.zeros(4)), r"encoder must be a function of one datum, got \w+$")
+        for f in (fit_local, amortized, gaps)
+    ],
+    *[
+        (
+            lambda f=f: f(encoder=ag.encoders.constant(KEY, 3, ag.families.FullRankNormal(2))),
+            r"encoder must return one vector of family.size = 4, got \(5,\)",
+        )
+        for f in (fit_local, amortized, gaps)
+    ],
     # Models.
     (lambda: model(noise_variance=np.array([1.0, 0, 1])), r"noise_variance must be positive, got 0 in entry 1"),
     (lambda: model(noise_variance=np.array([1.0, 1, -2])), r"noise_variance must be positive, got -2 in entry 2"),
@@ -180,12 +209,21 @@ CALLS = [
     (lambda: ag.models.from_log_joint("text", 2), r"fn must be a function \(z, x\) -> scalar, got str"),
     (lambda: ag.models.from_log_joint(lambda z, x: 0.0, 0), r"latent_dim must be a whole number, at least 1, got 0"),
     (lambda: FA.rank_gap(jnp.asarray(XS), 3), r"rank must be a whole number, between 0 and 2, got 3"),
-    *[(lambda n=n: ag.models.deep_latent_gaussian(KEY, **{**DEEP, n: -1}),
-       rf"{n} must be a whole number, at least \d, got -1") for n in ("latent_dim", "data_dim", "width", "depth")],
-    (lambda: ag.models.deep_latent_gaussian(KEY, **DEEP, likelihood="poisson"),
-     r"likelihood must be one of 'bernoulli', 'gaussian', got 'poisson'"),
-    *[(lambda f=f: f(model=GROUPS), r"log_joint\(z, x\), which HierarchicalRegression lacks; .* ag.models.fix_global")
-      for f in (elbo, local_vi)],
+    *[
+        (
+            lambda n=n: ag.models.deep_latent_gaussian(KEY, **{**DEEP, n: -1}),
+            rf"{n} must be a whole number, at least \d, got -1",
+        )
+        for n in ("latent_dim", "data_dim", "width", "depth")
+    ],
+    (
+        lambda: ag.models.deep_latent_gaussian(KEY, **DEEP, likelihood="poisson"),
+        r"likelihood must be one of 'bernoulli', 'gaussian', got 'poisson'",
+    ),
+    *[
+        (lambda f=f: f(model=GROUPS), r"log_joint\(z, x\), which HierarchicalRegression lacks; .* ag.models.fix_global")
+        for f in (elbo, local_vi)
+    ],
     (lambda: ag.models.fix_global(GROUPS, [1.0]), r"theta must have shape \(2,\)"),
     # Families and encoders.
     (lambda: ag.families.MeanFieldNormal(0), r"latent_dim must be a whole number, at least 1, got 0"),
@@ -207,7 +245,7 @@ CALLS = [
     (lambda: ag.log_evidence(KEY, XS[0], model=PIXELS, method="magic"), r"method must be one of"),
     (lambda: ag.data.load_digits(binarisation="magic"), r"binarisation must be one of 'threshold', 'fixed', 'none'"),
     (lambda: ag.data.load_digits(test_fraction=1.0), r"test_fraction must lie between 0 and 1, got 1.0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "message"), CALLS, ids=range(len(CALLS)))
@@ -240,8 +278,11 @@ def test_parameters_of_models_may_be_lists_and_whole_numbers():
     assert ag.models.PoissonGamma(shape=2, rate=np.int64(3)).rate.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("xs", [np.zeros((4, 3)), np.ones((4, 3)), np.zeros((1, 3)), np.eye(3)[:1]],
-                         ids=["all_zero", "constant", "one_zero_row", "one_row"])  # fmt: skip
+@pytest.mark.parametrize(
+    "xs",
+    [np.zeros((4, 3)), np.ones((4, 3)), np.zeros((1, 3)), np.eye(3)[:1]],
+    ids=["all_zero", "constant", "one_zero_row", "one_row"],
+)
 def test_constant_rows_and_pixels_and_one_row_give_finite_results(xs):
     encoder = ag.encoders.mlp(KEY, 3, FAMILY, width=2, depth=1, standardize=xs)
     np.testing.assert_array_equal(encoder.spread, np.ones(3))

@@ -114,6 +114,8 @@ def test_run_finds_every_experiment_and_passes_its_flags_on(capsys):
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out.strip() == importlib.metadata.version("amortgap")
     done = subprocess.run(
         [sys.executable, "-m", "amortgap.cli", "run", "sweep_overhead", "--help"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and "--kills" in done.stdout

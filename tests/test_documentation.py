@@ -15,9 +15,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 MODULES = (
-    "objectives", "expectations", "models", "families", "encoders", "inference", "evidence", "gaps",
-    "diagnostics", "diagnosis", "report", "data", "weights", "sweep",
-)  # fmt: skip
+    "objectives",
+    "expectations",
+    "models",
+    "families",
+    "encoders",
+    "inference",
+    "evidence",
+    "gaps",
+    "diagnostics",
+    "diagnosis",
+    "report",
+    "data",
+    "weights",
+    "sweep",
+)
 # Where a function computes something mathematical, its docstring has the formula.
 MATHEMATICS = ("objectives", "gaps", "diagnostics")
 
@@ -56,11 +68,20 @@ def test_docstring_names_everything_a_caller_meets(value, module, name):
     assert not missing
 
 
-@pytest.mark.parametrize("name", [
-    "objectives", "gaps.estimates", "inference.local.local_vi",
-    "inference.training.amortized", "evidence.methods", "families.normal",
-    "models.factor_analysis", "models.log_joint", "sweep.cells",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "objectives",
+        "gaps.estimates",
+        "inference.local.local_vi",
+        "inference.training.amortized",
+        "evidence.methods",
+        "families.normal",
+        "models.factor_analysis",
+        "models.log_joint",
+        "sweep.cells",
+    ],
+)
 def test_examples_in_docstrings_run(name):
     result = doctest.testmod(importlib.import_module(f"amortgap.{name}"))
     assert result.attempted > 0 and result.failed == 0

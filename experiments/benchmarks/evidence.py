@@ -67,9 +67,15 @@ def importance_sampling(args: Args, model, family, xs) -> list[dict]:
     @jax.jit
     def iwae(phis, xs, model):
         return ag.evidence_of_data(
-            key, xs, model=model, method="importance", family=family, phis=phis, num_samples=args.draws,
+            key,
+            xs,
+            model=model,
+            method="importance",
+            family=family,
+            phis=phis,
+            num_samples=args.draws,
             devices=jax.devices()[:1],
-        ).log_evidence  # fmt: skip
+        ).log_evidence
 
     compiled = iwae.lower(jnp.zeros((1000, family.size)), jnp.zeros((1000, SIZES[-1])), model).compile()
     analysis = compiled.memory_analysis()

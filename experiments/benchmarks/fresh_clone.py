@@ -33,9 +33,21 @@ from amortgap.sweep.config import parse_args
 ROOT = Path(__file__).resolve().parents[2]
 # What would lead to caches and packages of the machine, or change what make does.
 HIDDEN = (
-    "JAX_COMPILATION_CACHE_DIR", "AMORTGAP_DATA", "PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "PIP_CACHE_DIR",
-    "UV_CACHE_DIR", "MPLCONFIGDIR", "XLA_FLAGS", "MAKEFLAGS", "PYTHON", "VENV", "ARGS", "WORKERS",
-)  # fmt: skip
+    "JAX_COMPILATION_CACHE_DIR",
+    "AMORTGAP_DATA",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "XDG_CACHE_HOME",
+    "PIP_CACHE_DIR",
+    "UV_CACHE_DIR",
+    "MPLCONFIGDIR",
+    "XLA_FLAGS",
+    "MAKEFLAGS",
+    "PYTHON",
+    "VENV",
+    "ARGS",
+    "WORKERS",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,9 +76,16 @@ def local_vi_figure(rows: list[dict[str, Any]]) -> Figure:
         ax.set_xlabel(quantity)
     for goal in GOALS:
         axes[1].annotate(
-            f"goal: {goal:g} nats", (1.0, goal), xycoords=("axes fraction", "data"), xytext=(0, -2),
-            textcoords="offset points", ha="right", va="top", fontsize=7, color=PALETTE["guide"],
-        )  # fmt: skip
+            f"goal: {goal:g} nats",
+            (1.0, goal),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -2),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=7,
+            color=PALETTE["guide"],
+        )
     axes[0].set_ylabel("mean ELBO below the best (nats)")
     handles, labels = axes[0].get_legend_handles_labels()
     if handles:
@@ -97,6 +104,9 @@ def _defaults(ax: Axes, cost: float | None, gap: float | None) -> None:
     height = 0.07
     ax.plot(cost, height, label="fit_local, defaults: the best", transform=ax.get_xaxis_transform(), **look)
     ax.annotate(
-        "", (cost, 0.0), (cost, height), xycoords=ax.get_xaxis_transform(),
+        "",
+        (cost, 0.0),
+        (cost, height),
+        xycoords=ax.get_xaxis_transform(),
         arrowprops={"arrowstyle": "->", "color": PALETTE["local"]},
-    )  # fmt: skip
+    )

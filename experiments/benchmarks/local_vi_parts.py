@@ -248,10 +248,14 @@ def published(study: Study, workload: Workload) -> list[Row]:
         row("published", "fit_local from the prior", "times as fast", theirs / mine, low=500.0),
         # At least equal, as far as the draws of the comparison can tell.
         row(
-            "published", "fit_local from the prior", "ELBO above that of Adam, nats", means[1] - means[0],
-            error=errors[1], low=-2 * errors[1],
+            "published",
+            "fit_local from the prior",
+            "ELBO above that of Adam, nats",
+            means[1] - means[0],
+            error=errors[1],
+            low=-2 * errors[1],
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _published_window(adam: Any, samples: int, steps: int, key: Any, model: Any, xs: Any, phi: Any, state: Any) -> Any:

@@ -183,9 +183,15 @@ def main() -> int:
     fitted = ag.amortized_vi(jax.random.key(2), train, model=model, family=family, encoder=encoder, num_steps=2000)
     start = time.perf_counter()
     diagnosis = ag.diagnose(
-        jax.random.key(3), train, test, model=model, family=family, encoder=fitted.encoder, budget=args.budget,
+        jax.random.key(3),
+        train,
+        test,
+        model=model,
+        family=family,
+        encoder=fitted.encoder,
+        budget=args.budget,
         max_data=half,
-    )  # fmt: skip
+    )
     diagnosed = time.perf_counter() - start
     rows = [
         row("fit_local of all groups, compiled", ours, "s"),

@@ -134,10 +134,15 @@ def killed_and_restarted(folder: Path, count: int, kills: int) -> list[dict]:
     present = [record.config["number"] for record in store.records() if record.status == "ok"]
     damaged = list((folder / "damaged").glob("*"))
     return [
-        row(f"cells of {count} present once after {kills} kills ({landed} in mid-run)",
-            sum(present.count(i) == 1 for i in range(len(cells))), "cells", low=count, high=count),
+        row(
+            f"cells of {count} present once after {kills} kills ({landed} in mid-run)",
+            sum(present.count(i) == 1 for i in range(len(cells))),
+            "cells",
+            low=count,
+            high=count,
+        ),
         row("files found damaged", len(damaged), "files", low=0, high=0),
-    ]  # fmt: skip
+    ]
 
 
 def killed_worker(folder: Path) -> list[dict]:

@@ -59,9 +59,16 @@ print(f"{train.shape[0]} training and {test.shape[0]} held-out images of {train.
 # %%
 def measured(encoder):
     fit = ag.amortized_vi(
-        jax.random.key(2), train, model=model, family=family, encoder=encoder, optimizer="lbfgs", estimator="cubature",
-        num_steps=STEPS, num_evaluations=2,
-    )  # fmt: skip
+        jax.random.key(2),
+        train,
+        model=model,
+        family=family,
+        encoder=encoder,
+        optimizer="lbfgs",
+        estimator="cubature",
+        num_steps=STEPS,
+        num_evaluations=2,
+    )
     gaps = ag.inference_gaps(
         jax.random.key(3), train, model=model, family=family, encoder=fit.encoder, local=local, num_samples=200
     )

@@ -112,9 +112,16 @@ encoder = ag.encoders.from_module(vae.encoder, family, data_shape=(64,))
 
 # %%
 diagnosis = ag.diagnose(
-    jax.random.key(1), train, test, model=model, family=family, encoder=encoder, budget=80.0,
-    max_data=50 if SMOKE else 300, remedies=("refine 5 steps",) if SMOKE else None,
-)  # fmt: skip
+    jax.random.key(1),
+    train,
+    test,
+    model=model,
+    family=family,
+    encoder=encoder,
+    budget=80.0,
+    max_data=50 if SMOKE else 300,
+    remedies=("refine 5 steps",) if SMOKE else None,
+)
 print(diagnosis.summary())
 
 # %% [markdown]

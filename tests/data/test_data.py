@@ -245,8 +245,10 @@ def test_what_cannot_be_downloaded_says_so(tmp_path, monkeypatch):
 def test_the_command_reports_and_fails_for_what_it_lacks(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "amortgap.data", "kmnist", "--data-dir", str(tmp_path)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1 and "kmnist: not to be had" in done.stdout
 
 

@@ -195,10 +195,15 @@ def test_remedies_that_do_not_apply_say_why():
     model, _, train, test = exact.problem("healthy")
     opaque = ag.models.from_log_joint(model.log_joint, latent_dim=exact.DIM)
     found = ag.diagnose(
-        jax.random.key(1), train[:20], test[:20], model=opaque, family=ag.families.FullRankNormal(exact.DIM),
-        encoder=lambda x: jnp.zeros(ag.families.FullRankNormal(exact.DIM).size), budget=600.0,
+        jax.random.key(1),
+        train[:20],
+        test[:20],
+        model=opaque,
+        family=ag.families.FullRankNormal(exact.DIM),
+        encoder=lambda x: jnp.zeros(ag.families.FullRankNormal(exact.DIM).size),
+        budget=600.0,
         remedies=("more training", "training with simulated data", "full-rank encoder"),
-    )  # fmt: skip
+    )
     why = dict(found.skipped)
     assert "no weights" in why["more training"]
     assert "has no `sample`" in why["training with simulated data"]
@@ -251,9 +256,11 @@ def test_bad_input_is_refused_before_anything_is_measured(monkeypatch):
     refused("must return one scalar", model=bad_model(lambda z, x: z))
     refused("log_joint is not finite at a draw", model=bad_model(lambda z, x: jnp.log(-jnp.abs(z[0]) - 1) + x[0]))
     refused(
-        "xs_train and xs_test must hold data of one shape", model=bad_model(lambda z, x: -jnp.sum(z**2)),
-        xs_test=test[:, :3], encoder=lambda x: jnp.zeros(4),
-    )  # fmt: skip
+        "xs_train and xs_test must hold data of one shape",
+        model=bad_model(lambda z, x: -jnp.sum(z**2)),
+        xs_test=test[:, :3],
+        encoder=lambda x: jnp.zeros(4),
+    )
 
 
 def test_images_are_told_from_vectors():

@@ -92,9 +92,17 @@ def brought(vae):
 
 def diagnosed(model, encoder, train, test):
     return ag.diagnose(
-        jax.random.key(5), train, test, model=model, family=FAMILY, encoder=encoder, budget=600.0, max_data=300,
-        tolerance=0.15, remedies=("refine 20 steps",),
-    )  # fmt: skip
+        jax.random.key(5),
+        train,
+        test,
+        model=model,
+        family=FAMILY,
+        encoder=encoder,
+        budget=600.0,
+        max_data=300,
+        tolerance=0.15,
+        remedies=("refine 20 steps",),
+    )
 
 
 def test_a_healthy_model_gets_a_clean_bill_and_matches_inference_gaps(healthy, digits):

@@ -135,9 +135,16 @@ def test_trained_window_encoder_lies_on_the_least_squares_curve(x64):
     for w in (0, 1, 2):
         encoder = E.window(KEY, 12, 1, family, reach=w)
         fit = ag.amortized_vi(
-            KEY, jnp.asarray(xs), model=model, family=family, encoder=encoder, optimizer="lbfgs", estimator="cubature",
-            num_steps=120, num_evaluations=2,
-        )  # fmt: skip
+            KEY,
+            jnp.asarray(xs),
+            model=model,
+            family=family,
+            encoder=encoder,
+            optimizer="lbfgs",
+            estimator="cubature",
+            num_steps=120,
+            num_evaluations=2,
+        )
         gap = mean_part(jax.vmap(fit.encoder)(jnp.asarray(xs)), means, precision)
         exact = exact_window(xs, means, precision, w)[1]
         assert exact * (1 - 1e-9) <= gap < 1.01 * exact

@@ -92,9 +92,14 @@ def test_a_pilot_starts_and_moves_by_keys_of_their_own(key, monkeypatch):
     monkeypatch.setattr(sys.modules["amortgap.evidence.ais"], "transition", stay)
     path = Path(sample=sample, log_base=jnp.sum, log_ratio=jnp.sum, scale=jnp.ones(1))
     settings, betas = make_settings(
-        temperatures=None, schedule="linear", num_temperatures=5, num_chains=2, num_leapfrog=1, num_pilots=2,
+        temperatures=None,
+        schedule="linear",
+        num_temperatures=5,
+        num_chains=2,
+        num_leapfrog=1,
+        num_pilots=2,
         step_size=None,
-    )  # fmt: skip
+    )
     plan(key, path, betas, settings)
     jax.effects_barrier()
     assert len(set(starts)) == 2 and len(set(moves)) == len(moves) == 2 * (30 + 4 * pilot_repeats(5))

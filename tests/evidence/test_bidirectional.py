@@ -50,9 +50,14 @@ def test_the_long_run_takes_the_median_step_of_the_last_temperature(key, monkeyp
     model = ag.models.FactorAnalysis(loadings=jnp.ones((1, 1)), mean=jnp.zeros(1), noise_variance=jnp.ones(1))
     path = make_path(model, jnp.ones(1), start="prior", family=None, phi=None)
     settings, betas = make_settings(
-        temperatures=None, schedule="linear", num_temperatures=5, num_chains=2, num_leapfrog=1, num_pilots=3,
+        temperatures=None,
+        schedule="linear",
+        num_temperatures=5,
+        num_chains=2,
+        num_leapfrog=1,
+        num_pilots=3,
         step_size=None,
-    )  # fmt: skip
+    )
     fixed = Plan(betas, jnp.array([[0.5, 0.6, 0.7], [0.1, 0.2, 0.9], [0.3, 0.4, 0.8]]))
     _long_run(key, path, fixed, jnp.zeros(2), jnp.zeros((2, 1)), settings, 3)
     np.testing.assert_allclose(steps, 0.4)
@@ -89,8 +94,11 @@ def test_plan_both_ways_and_the_run_between_have_keys_of_their_own(factor_analys
     home, seen = importlib.import_module("amortgap.evidence.bidirectional"), []
     forward = SimpleNamespace(log_weights=jnp.zeros(3), ends=jnp.zeros((3, 2)), acceptance=jnp.ones(()))
     for name, result in (
-        ("plan", None), ("anneal", forward), ("_long_run", jnp.zeros((3, 2))), ("anneal_back", jnp.zeros(3)),
-    ):  # fmt: skip
+        ("plan", None),
+        ("anneal", forward),
+        ("_long_run", jnp.zeros((3, 2))),
+        ("anneal_back", jnp.zeros(3)),
+    ):
 
         def stand_in(first, *rest, result=result):
             seen.append(tuple(jax.random.key_data(first).tolist()))
@@ -106,9 +114,14 @@ def test_reverse_chains_start_where_the_weights_are_and_warm_up_to_the_posterior
     model = ag.models.FactorAnalysis(loadings=jnp.ones((1, 1)), mean=jnp.zeros(1), noise_variance=jnp.ones(1))
     x, chains = jnp.array([2.0]), 400
     settings, betas = make_settings(
-        temperatures=None, schedule="linear", num_temperatures=3, num_chains=chains, num_leapfrog=3, num_pilots=4,
+        temperatures=None,
+        schedule="linear",
+        num_temperatures=3,
+        num_chains=chains,
+        num_leapfrog=3,
+        num_pilots=4,
         step_size=None,
-    )  # fmt: skip
+    )
     path = make_path(model, x, start="prior", family=None, phi=None)
     fixed = plan(key, path, betas, settings)
     ends = jnp.linspace(-4, 4, chains)[:, None]

@@ -99,9 +99,15 @@ def test_only_encoders_that_still_move_are_trained_longer(monkeypatch):
     from studies.capacity.study import Study
 
     study = Study(
-        latent_dim=2, decoder_width=8, decoder_steps=60, encoder_steps=60, num_samples=100, evidence_samples=200,
-        subset=120, width=2,
-    )  # fmt: skip
+        latent_dim=2,
+        decoder_width=8,
+        decoder_steps=60,
+        encoder_steps=60,
+        num_samples=100,
+        evidence_samples=200,
+        subset=120,
+        width=2,
+    )
     once = [result.rows[0] for result in Compute()([dataclasses.replace(study, seed=seed) for seed in range(3)])]
     changes = sorted(abs(row["training_change"]) for row in once)
     between = 0.5 * (changes[0] + changes[1])

@@ -177,9 +177,16 @@ def test_smoke_preset_writes_every_table_and_figure_and_resumes(tmp_path):
     assert tables | figures <= found
     rows = rows_of(out / "table.csv")
     assert {row["experiment"] for row in rows} == {
-        "inference-gaps", "larger-encoder", "no-warm-up", "decoder-size", "frozen-decoder", "over-training",
-        "posteriors", "simulated-data", "estimators",
-    }  # fmt: skip
+        "inference-gaps",
+        "larger-encoder",
+        "no-warm-up",
+        "decoder-size",
+        "frozen-decoder",
+        "over-training",
+        "posteriors",
+        "simulated-data",
+        "estimators",
+    }
     assert all(row["status"] == "ok" for row in rows)
     value = {(r["experiment"], r["model"], r["split"], r["quantity"]): r["mean"] for r in rows if not r["variant"]}
     for model in ("FFG", "AF"):

@@ -85,9 +85,13 @@ def test_every_method_climbs_the_same_bound():
     assert set(methods) == METHODS
     phis = {name: method.prepare(work, 800 if "fit" not in name else 60).run() for name, method in methods.items()}
     bounds = ag.evaluate_bounds(
-        jax.random.key(3), jnp.stack([*phis.values(), work.init], axis=1), xs,
-        model=model, family=family, num_samples=512,
-    )  # fmt: skip
+        jax.random.key(3),
+        jnp.stack([*phis.values(), work.init], axis=1),
+        xs,
+        model=model,
+        family=family,
+        num_samples=512,
+    )
     means = dict(zip([*phis, "start"], np.mean(bounds.elbo, axis=0), strict=True))
     best = max(means.values())
     assert best - means["start"] > 0.9

@@ -46,11 +46,14 @@ def test_every_purpose_and_number_has_a_key_of_its_own():
         purpose_key(0, ("a", "b"), "c")
 
 
-@pytest.mark.parametrize(("elbo", "step"), [
-    ([-3.0, -2.0, -1.0], 0),
-    ([-3.0, np.nan, -1.0], 20),
-    ([-3.0, -2.0, -np.inf], 30),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("elbo", "step"),
+    [
+        ([-3.0, -2.0, -1.0], 0),
+        ([-3.0, np.nan, -1.0], 20),
+        ([-3.0, -2.0, -np.inf], 30),
+    ],
+)
 def test_the_step_by_which_training_broke_down(elbo, step):
     from studies.shared import broken_at
 

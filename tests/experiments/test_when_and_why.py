@@ -93,13 +93,16 @@ def _saw_rows(seeds: int, last: float):
     return rows
 
 
-@pytest.mark.parametrize(("seeds", "last", "verdict", "reason"), [
-    (10, 1.001, "holds", "converged trainings"),
-    (2, 1.001, "not resolved", "3 are needed"),
-    (10, 1.2, "not resolved", "training had not converged"),
-    # Three seeds that agree are too few for one of so many claims.
-    (3, 1.001, "not resolved", "converged trainings"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seeds", "last", "verdict", "reason"),
+    [
+        (10, 1.001, "holds", "converged trainings"),
+        (2, 1.001, "not resolved", "3 are needed"),
+        (10, 1.2, "not resolved", "training had not converged"),
+        # Three seeds that agree are too few for one of so many claims.
+        (3, 1.001, "not resolved", "converged trainings"),
+    ],
+)
 def test_a_comparison_of_trainings_needs_seeds_and_convergence(seeds, last, verdict, reason):
     from studies.when_and_why.claims import claims
 

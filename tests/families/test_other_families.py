@@ -384,7 +384,7 @@ BAD = [
     (lambda: F.FixedWeights(F.CouplingFlow(2, 2, 4), jnp.zeros(3)), r"weights must have shape \(36,\), got \(3,\)"),
     (lambda: F.FixedWeights(F.MeanFieldNormal(2), jnp.zeros(3)), "flow must have a head, got MeanFieldNormal"),
     (lambda: F.ConstrainedNormal(2, "magic"), "bijector must be one of 'positive', 'unit_interval', got 'magic'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "message"), BAD, ids=range(len(BAD)))

@@ -30,11 +30,17 @@ SHIFTED = OPTIMUM + jnp.array([[0.3, -0.2, 0.1, 0.1]])
 def local_fit(phi):
     zeros = jnp.zeros(len(phi))
     return ag.LocalFit(
-        phi=phi, elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros + 0.125,
-        suboptimality_standard_error=zeros, horizon_gain=zeros,
+        phi=phi,
+        elbo=zeros,
+        standard_error=zeros,
+        start_elbo=zeros,
+        suboptimality=zeros + 0.125,
+        suboptimality_standard_error=zeros,
+        horizon_gain=zeros,
         num_gradients=jnp.zeros(len(phi), int),
-        num_steps=jnp.zeros(len(phi), int), converged=jnp.arange(len(phi)) != 4,
-    )  # fmt: skip
+        num_steps=jnp.zeros(len(phi), int),
+        converged=jnp.arange(len(phi)) != 4,
+    )
 
 
 ENCODER = ag.encoders.constant(jax.random.key(0), 3, FAMILY)
@@ -52,9 +58,12 @@ def exact_elbo(phis):
     mean, variance = phis[:, :2], jnp.exp(2 * phis[:, 2:])
     difference = mean - jax.vmap(MODEL.posterior_mean)(XS)
     kl = 0.5 * (
-        variance @ jnp.diag(precision) - 2 - jnp.log(variance).sum(1) - jnp.linalg.slogdet(precision)[1]
+        variance @ jnp.diag(precision)
+        - 2
+        - jnp.log(variance).sum(1)
+        - jnp.linalg.slogdet(precision)[1]
         + jnp.einsum("ni,ij,nj->n", difference, precision, difference)
-    )  # fmt: skip
+    )
     return jax.vmap(MODEL.log_evidence)(XS) - kl
 
 
@@ -100,9 +109,14 @@ def test_summary_holds_the_numbers(gaps):
 def test_a_negative_gap_is_shown_and_not_clipped():
     # Local fits worse than the encoder: an unfinished optimisation, which has to be seen.
     bad = ag.inference_gaps(
-        jax.random.key(1), XS, model=MODEL, family=FAMILY, encoder=ENCODER, num_samples=50,
+        jax.random.key(1),
+        XS,
+        model=MODEL,
+        family=FAMILY,
+        encoder=ENCODER,
+        num_samples=50,
         local=local_fit(jnp.broadcast_to(ENCODER.phi, OPTIMUM.shape) + 2),
-    )  # fmt: skip
+    )
     assert np.all(bad.amortization < -1)
     assert bad.estimates()["amortization"].mean < -1
     assert re.search(r"^amortization +-\d", bad.summary(), re.M)
@@ -167,9 +181,17 @@ def test_local_fit_bounds_evidence_and_excess_have_keys_of_their_own(key, monkey
     for name in ("fit_local", "evaluate_bounds", "evidence_of_data", "suboptimality_bound_of_data"):
         watched(name)
     ag.inference_gaps(
-        key, XS, model=MODEL, family=FAMILY, encoder=ENCODER, evidence_method="importance", num_samples=10,
-        evidence_samples=10, optimum_samples=8, every_start=False,
-    )  # fmt: skip
+        key,
+        XS,
+        model=MODEL,
+        family=FAMILY,
+        encoder=ENCODER,
+        evidence_method="importance",
+        num_samples=10,
+        evidence_samples=10,
+        optimum_samples=8,
+        every_start=False,
+    )
     assert len(seen) == len({tuple(value) for value in seen.values()}) == 4
 
 
@@ -274,13 +296,24 @@ def test_errors_of_evidence_enter_its_two_gaps_and_the_bounds_only_where_they_ar
 def test_each_end_of_a_sandwich_keeps_its_own_error():
     zeros = jnp.zeros(6)
     sandwich = ag.evidence.EvidenceBounds(
-        lower=zeros - 9, upper=zeros, lower_standard_error=zeros + 0.1, upper_standard_error=zeros + 0.4,
-        acceptance=zeros, proven=True, method="made up",
-    )  # fmt: skip
+        lower=zeros - 9,
+        upper=zeros,
+        lower_standard_error=zeros + 0.1,
+        upper_standard_error=zeros + 0.4,
+        acceptance=zeros,
+        proven=True,
+        method="made up",
+    )
     gaps = ag.inference_gaps(
-        jax.random.key(1), XS, model=MODEL, family=FAMILY, encoder=ENCODER, local=local_fit(OPTIMUM), evidence=sandwich,
+        jax.random.key(1),
+        XS,
+        model=MODEL,
+        family=FAMILY,
+        encoder=ENCODER,
+        local=local_fit(OPTIMUM),
+        evidence=sandwich,
         num_samples=20,
-    )  # fmt: skip
+    )
     lower, upper = gaps.bounds()["log_evidence"]
     np.testing.assert_allclose([lower.standard_error[0], upper.standard_error[0]], [0.1, 0.4])
 
@@ -329,19 +362,40 @@ def test_candidates_of_other_data_are_refused(key):
     np.testing.assert_array_equal(few.elbo, host.elbo)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"evidence_method": "exakt"}, "evidence_method must be one of .* got 'exakt'"),
-    ({"evidence_method": "quadrature", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=4),
-      "family": ag.families.MeanFieldNormal(4), "encoder": lambda x: jnp.zeros(8)}, "latent dimensions up to 3"),
-    ({"evidence_method": "exact", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=2)}, "log_evidence"),
-    ({"evidence_method": "ais", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=2)},
-     "start 'prior' needs model.log_prior, which LogJoint lacks"),
-    ({"evidence_samples": 1}, "evidence_samples must be a whole number, at least 2, got 1"),
-    ({"local": local_fit(OPTIMUM[:3])}, r"local.phi must have shape \[N, size\] = \(6, 4\)"),
-    ({"evidence": ag.evidence.exact(XS[0], model=MODEL)}, r"evidence must hold 6 values, got shape \(\)"),
-    ({"family": ag.families.MixtureOfNormals(2, 2), "optimum_samples": 64,
-      "encoder": lambda x: ag.families.MixtureOfNormals(2, 2).standard()}, "optimum_samples needs family.transform"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evidence_method": "exakt"}, "evidence_method must be one of .* got 'exakt'"),
+        (
+            {
+                "evidence_method": "quadrature",
+                "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=4),
+                "family": ag.families.MeanFieldNormal(4),
+                "encoder": lambda x: jnp.zeros(8),
+            },
+            "latent dimensions up to 3",
+        ),
+        (
+            {"evidence_method": "exact", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=2)},
+            "log_evidence",
+        ),
+        (
+            {"evidence_method": "ais", "model": ag.models.from_log_joint(MODEL.log_joint, latent_dim=2)},
+            "start 'prior' needs model.log_prior, which LogJoint lacks",
+        ),
+        ({"evidence_samples": 1}, "evidence_samples must be a whole number, at least 2, got 1"),
+        ({"local": local_fit(OPTIMUM[:3])}, r"local.phi must have shape \[N, size\] = \(6, 4\)"),
+        ({"evidence": ag.evidence.exact(XS[0], model=MODEL)}, r"evidence must hold 6 values, got shape \(\)"),
+        (
+            {
+                "family": ag.families.MixtureOfNormals(2, 2),
+                "optimum_samples": 64,
+                "encoder": lambda x: ag.families.MixtureOfNormals(2, 2).standard(),
+            },
+            "optimum_samples needs family.transform",
+        ),
+    ],
+)
 def test_nothing_is_fitted_before_everything_is_checked(monkeypatch, key, change, message):
     def never(*args, **kwargs):
         raise AssertionError("local VI ran before the arguments were judged")

@@ -174,16 +174,14 @@ def test_modules_that_do_not_fit_are_refused():
             "two outputs are the phi of a MeanFieldNormal, not of a FullRankNormal",
         ),
         (
-            lambda: ag.models.DeepLatentGaussian.from_modules(
-                decoder, latent_dim=D, data_dim=13, variables=weights
-            ),
+            lambda: ag.models.DeepLatentGaussian.from_modules(decoder, latent_dim=D, data_dim=13, variables=weights),
             r"decoder must return one array of data_dim = 13 entries for one z, got \[\(12,\)\]",
         ),
         (
             lambda: ag.models.DeepLatentGaussian.from_modules(decoder, latent_dim=3, data_dim=12, variables=weights),
             "decoder cannot be run on a batch of shape",
         ),
-    ]  # fmt: skip
+    ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()

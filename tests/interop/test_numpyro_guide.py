@@ -141,7 +141,7 @@ BAD = [
     (gamma, "site 'rate' of the guide must be normal or a transformed normal, got Gamma"),
     (dependent, "draws site 'rate' given other local sites"),
     (failing, "the guide cannot be run on one datum of the model"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[bad.__name__ for bad, _ in BAD])

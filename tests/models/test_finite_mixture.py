@@ -46,10 +46,12 @@ def test_softmax_affine_encoder_has_no_gap_where_covariances_are_shared(x64):
     xs = data().astype(jnp.float64)
 
     def gap(model, matrix, offset):
-        return np.array([
-            model.log_evidence(x) - ag.elbo(KEY, matrix @ x + offset, x, model=model, family=FAMILY, num_samples=1)
-            for x in xs
-        ])  # fmt: skip
+        return np.array(
+            [
+                model.log_evidence(x) - ag.elbo(KEY, matrix @ x + offset, x, model=model, family=FAMILY, num_samples=1)
+                for x in xs
+            ]
+        )
 
     model = mixture()
     np.testing.assert_allclose(gap(model, *model.affine_log_odds()), 0, atol=1e-10)

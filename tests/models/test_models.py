@@ -83,8 +83,9 @@ def test_rank_gap_is_the_minimum_over_bottleneck_maps(rank, x64):
     np.testing.assert_allclose(model.rank_gap(jnp.asarray(xs), rank), best.fun, atol=1e-7)
     np.testing.assert_allclose(
         model.rank_gap(jnp.asarray(xs), rank, held_out=jnp.asarray(held_out)),
-        gap(best.x, held_out, held_out_means), atol=1e-5,
-    )  # fmt: skip
+        gap(best.x, held_out, held_out_means),
+        atol=1e-5,
+    )
 
 
 def test_population_rank_gap_is_half_the_tail_of_the_signal_to_noise_eigenvalues():
@@ -180,9 +181,11 @@ def test_nearest_normal_of_poisson_gamma(alpha, committed, x64):
         return weights @ (-0.5 * nodes**2 - 0.5 * np.log(2 * np.pi) - log_scale - log_p)
 
     found = scipy.optimize.minimize(
-        lambda v: kl(*v), [np.log(alpha / beta), -0.5 * np.log(alpha)], method="Nelder-Mead",
+        lambda v: kl(*v),
+        [np.log(alpha / beta), -0.5 * np.log(alpha)],
+        method="Nelder-Mead",
         options={"xatol": 1e-9, "fatol": 1e-13},
-    )  # fmt: skip
+    )
     mean, scale = model.normal_optimum(x)
     np.testing.assert_allclose([mean[0], np.log(scale[0])], found.x, atol=1e-5)
     np.testing.assert_allclose(model.approximation_gap(x), found.fun, atol=1e-8)
@@ -203,10 +206,13 @@ LOGITS = np.array([-3.0, 0.2, 1.7])
 LIKELIHOODS = [
     (ag.models.Bernoulli(), np.array([0.0, 1, 1]), lambda x: bernoulli(1 / (1 + np.exp(-LOGITS))).logpmf(x)),
     (ag.models.Binomial(16), np.array([0.0, 9, 16]), lambda x: binom(16, 1 / (1 + np.exp(-LOGITS))).logpmf(x)),
-    (ag.models.Gaussian(jnp.log(jnp.array([0.5, 2, 1]))), np.array([0.3, -1, 2]),
-     lambda x: norm(LOGITS, np.sqrt([0.5, 2, 1])).logpdf(x)),
+    (
+        ag.models.Gaussian(jnp.log(jnp.array([0.5, 2, 1]))),
+        np.array([0.3, -1, 2]),
+        lambda x: norm(LOGITS, np.sqrt([0.5, 2, 1])).logpdf(x),
+    ),
     (ag.models.Gaussian(0.4), np.array([0.3, -1, 2]), lambda x: norm(LOGITS, np.exp(0.2)).logpdf(x)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("likelihood", "x", "peer"), LIKELIHOODS, ids=["bernoulli", "binomial", "normal", "shared"])

@@ -48,11 +48,18 @@ def measured(rng, n, lost):
         loss = jnp.asarray(lost * rng.exponential(1.0, n), jnp.float32)
         small = jnp.full(n, 0.01)
         return Gaps(
-            log_evidence=local + 0.2, elbo_local=local, elbo_amortized=local - loss,
-            log_evidence_standard_error=small, elbo_local_standard_error=small, elbo_amortized_standard_error=small,
-            amortization_standard_error=small, converged=jnp.asarray(rng.random(n) < 0.9), suboptimality=small,
-            evidence_method="importance", evidence_bias="lower bound",
-        )  # fmt: skip
+            log_evidence=local + 0.2,
+            elbo_local=local,
+            elbo_amortized=local - loss,
+            log_evidence_standard_error=small,
+            elbo_local_standard_error=small,
+            elbo_amortized_standard_error=small,
+            amortization_standard_error=small,
+            converged=jnp.asarray(rng.random(n) < 0.9),
+            suboptimality=small,
+            evidence_method="importance",
+            evidence_bias="lower bound",
+        )
 
     phis = np.zeros((n, 4))
     return Measured(np.arange(n), gaps(), rng.random(n), rng.random(n), phis, phis, None, None, phis)
@@ -68,7 +75,9 @@ def diagnosis():
     worst = np.argsort(-test.gaps.inference)[:4]
     return Diagnosis(
         findings=(Finding("amortization", f"It loses. {HOSTILE}", "proven"), Finding("evidence", "?", "not resolved")),
-        train=train, test=test, generalization=generalization(train.gaps.amortization, test.gaps.amortization),
+        train=train,
+        test=test,
+        generalization=generalization(train.gaps.amortization, test.gaps.amortization),
         latents=Latents(np.array([0.9, 0.001]), np.array([0.9, 0.4])),
         coverage=Coverage(np.array([0.5, 0.9]), np.array([0.4, 0.8]), np.array([0.02, 0.01])),
         remedies=(
@@ -76,13 +85,23 @@ def diagnosis():
             TriedRemedy("exploded", broken, 5, 2.0, 0, "bad"),
             TriedRemedy("best encoder", jump, 0, 0.0, 0, "no encoder gains more", limit=True),
         ),
-        skipped=(("wider", HOSTILE),), worst=worst, worst_inputs=rng.random((4, 64)),
+        skipped=(("wider", HOSTILE),),
+        worst=worst,
+        worst_inputs=rng.random((4, 64)),
         settings={
-            "budget": 60.0, "seconds": 50.0, "tolerance": 0.1, "model": HOSTILE, "family": "MeanFieldNormal",
-            "encoder": "Encoder", "latent_dim": 2, "encoder_weights": 10, "training_data": 30, "held_out_data": 25,
+            "budget": 60.0,
+            "seconds": 50.0,
+            "tolerance": 0.1,
+            "model": HOSTILE,
+            "family": "MeanFieldNormal",
+            "encoder": "Encoder",
+            "latent_dim": 2,
+            "encoder_weights": 10,
+            "training_data": 30,
+            "held_out_data": 25,
         },
         image_shape=(8, 8),
-    )  # fmt: skip
+    )
 
 
 def test_report_of_a_diagnosis_stands_alone_and_escapes_everything(diagnosis, tmp_path):

@@ -105,8 +105,12 @@ def test_true_is_not_one():
     assert content_hash(canonical(True)) != content_hash(canonical(1))
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-                    | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
 def test_the_canonical_form_survives_json(value):
     form = canonical(value)
     assert canonical(json.loads(canonical_json(form))) == form

@@ -223,8 +223,10 @@ def test_another_form_of_cluster_is_refused(cluster):
 
 
 def test_an_absent_scheduler_is_refused_in_bounded_time(tmp_path):
-    for cluster, message in ((f"file:{tmp_path}/no.json", "no scheduler file .*no.json after 0.2 s"),
-                             ("tcp://127.0.0.1:1", "no scheduler at tcp://127.0.0.1:1")):  # fmt: skip
+    for cluster, message in (
+        (f"file:{tmp_path}/no.json", "no scheduler file .*no.json after 0.2 s"),
+        ("tcp://127.0.0.1:1", "no scheduler at tcp://127.0.0.1:1"),
+    ):
         with pytest.raises(ClusterError, match=message):  # noqa: SIM117
             with dask_executor(cluster, patience=0.2):
                 pass

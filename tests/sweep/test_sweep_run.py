@@ -276,8 +276,11 @@ def test_each_cell_has_a_log_of_all_its_attempts(store):
         "attempt 1",
         "attempt 2",
     ]
-    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)
-                and str(store.path) in handler.baseFilename]  # fmt: skip
+    assert not [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.FileHandler) and str(store.path) in handler.baseFilename
+    ]
 
 
 def test_a_quick_run_without_a_terminal_prints_nothing(store, capsys):

@@ -155,7 +155,7 @@ ROW = {"family": "a", "width": 1, "split": "test", "gap": 0.5, "converged": True
         ({**ROW, "gap": [0.5, 1.0]}, "row column 'gap': expected a number, a string or None, got list"),
         ({**ROW, "converged": 1}, "column 'converged' expects bool, got 1"),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_does_not_fit_the_schema_fails_its_cell(tmp_path, row, message):
     store = open_store(tmp_path)
     (cell,) = make_cells([Config()], schema_version=3)
@@ -224,13 +224,16 @@ def test_a_csv_file_of_another_schema_is_refused_by_name(tmp_path, text):
         read_csv(path, SCHEMA)
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("0,ok,a,1,test,0.5", "line 2: not 7 values"),
-    ("0,ok,a,1,test,0.5,True,9", "line 2: not 7 values"),
-    ("0,ok,a,1,test,0.5,true", "line 2: column converged holds True or False, got 'true'"),
-    ("0,ok,a,,test,0.5,True", "line 2: column width is part of the key and empty"),
-    ("0,ok,a,one,test,0.5,True", "line 2: column width holds int, got 'one'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0,ok,a,1,test,0.5", "line 2: not 7 values"),
+        ("0,ok,a,1,test,0.5,True,9", "line 2: not 7 values"),
+        ("0,ok,a,1,test,0.5,true", "line 2: column converged holds True or False, got 'true'"),
+        ("0,ok,a,,test,0.5,True", "line 2: column width is part of the key and empty"),
+        ("0,ok,a,one,test,0.5,True", "line 2: column width holds int, got 'one'"),
+    ],
+)
 def test_a_damaged_line_is_refused_by_line_and_column(tmp_path, line, message):
     path = tmp_path / "table.csv"
     path.write_text(f"cell,status,family,width,split,gap,converged\n{line}\n")

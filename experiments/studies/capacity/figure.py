@@ -117,9 +117,14 @@ def _ladder(ax: Axes, rows: list[dict[str, Any]], families: list[str]) -> None:
     for family, size in zip(families, (6.5, 3.5), strict=False):
         points = [row for row in rows if row["family"] == family]
         ax.plot(
-            [row["capacity"] for row in points], [row["amortization_gap"] for row in points], MARKERS[family],
-            color=PALETTE[family], markerfacecolor="none", markersize=size, label=f"measured, {LABELS[family]}",
-        )  # fmt: skip
+            [row["capacity"] for row in points],
+            [row["amortization_gap"] for row in points],
+            MARKERS[family],
+            color=PALETTE[family],
+            markerfacecolor="none",
+            markersize=size,
+            label=f"measured, {LABELS[family]}",
+        )
     zero_line(ax)
     ax.tick_params(labelbottom=False)
     ax.set_ylabel("gap (nats per image)")
@@ -144,10 +149,13 @@ def _distances(ax: Axes, rows: list[dict[str, Any]], families: list[str]) -> Non
         ]
         heights += distances
         ax.plot(
-            [row["capacity"] + 0.15 * (number - (len(groups) - 1) / 2) for row in points], distances, MARKERS[family],
-            color=PALETTE[family], markerfacecolor=PALETTE[family] if split == "train" else PALETTE["paper"],
+            [row["capacity"] + 0.15 * (number - (len(groups) - 1) / 2) for row in points],
+            distances,
+            MARKERS[family],
+            color=PALETTE[family],
+            markerfacecolor=PALETTE[family] if split == "train" else PALETTE["paper"],
             markersize=3,
-        )  # fmt: skip
+        )
     zero_line(ax)
     ax.set_ylim(min(-4, 1.1 * min(heights, default=0)), max(4, 1.1 * max(heights, default=0)))
     ax.set_yticks([-3, 0, 3])

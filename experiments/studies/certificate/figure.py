@@ -80,9 +80,15 @@ def certificate_figure(rows: list[dict[str, Any]]) -> Figure:
     for ax in axes[:, 0]:
         ax.set_ylabel("missed, estimated (nats)")
     axes[0][0].annotate(
-        "tolerance", (1.0, TOLERANCE), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-        ha="right", fontsize=7, color=PALETTE["guide"],
-    )  # fmt: skip
+        "tolerance",
+        (1.0, TOLERANCE),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7,
+        color=PALETTE["guide"],
+    )
     return figure
 
 

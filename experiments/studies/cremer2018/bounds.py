@@ -68,14 +68,24 @@ def local_normals(study: Study, trained: Trained, xs: jax.Array, phis: jax.Array
         mean, scale = _moments(key_of("local", 2), phis, trained.family)
         start = jnp.concatenate([mean, jnp.log(scale)], axis=1)
         found = ag.fit_local(
-            key_of("local"), xs, model=trained.model, family=normal, init=start, tolerance=tolerance,
-            num_samples=study.local_samples, chunk_size=_CHUNK,
-        ).phi  # fmt: skip
+            key_of("local"),
+            xs,
+            model=trained.model,
+            family=normal,
+            init=start,
+            tolerance=tolerance,
+            num_samples=study.local_samples,
+            chunk_size=_CHUNK,
+        ).phi
     else:
         found, elbo = published_ffg(
-            key_of("copies"), xs, model=trained.model, way=study.local_estimator, copies=study.copies,
+            key_of("copies"),
+            xs,
+            model=trained.model,
+            way=study.local_estimator,
+            copies=study.copies,
             window=study.window,
-        )  # fmt: skip
+        )
         if study.local_estimator == "independent-copies":
             # What that code reports is the mean over copies, one draw each.
             return Optima(found, elbo)
@@ -93,10 +103,16 @@ def local_flows(study: Study, trained: Trained, xs: jax.Array, normals: jax.Arra
     mean_field, full_rank = ag.families.MeanFieldNormal(d), ag.families.FullRankNormal(d)
     if isinstance(family, ag.families.AuxiliaryFlow):
         full = ag.fit_local(
-            jax.random.fold_in(key, 0), xs, model=trained.model, family=full_rank,
-            init=_embed(normals, mean_field, full_rank), tolerance=study.local_tolerance,
-            num_samples=study.local_samples, max_reruns=0, chunk_size=_CHUNK,
-        ).phi  # fmt: skip
+            jax.random.fold_in(key, 0),
+            xs,
+            model=trained.model,
+            family=full_rank,
+            init=_embed(normals, mean_field, full_rank),
+            tolerance=study.local_tolerance,
+            num_samples=study.local_samples,
+            max_reruns=0,
+            chunk_size=_CHUNK,
+        ).phi
         # Not worse than the diagonal normal that it started from.
         found = [_embed(full, full_rank, family)]
     else:
@@ -104,16 +120,22 @@ def local_flows(study: Study, trained: Trained, xs: jax.Array, normals: jax.Arra
     if trained.family == family:
         shared = ag.families.FixedWeights(family, trained.encoder.weights)
         heads = ag.fit_local(
-            jax.random.fold_in(key, 1), xs, model=trained.model, family=shared, encoder=trained.encoder.head,
-            num_steps=study.local_flow_steps, max_reruns=0, chunk_size=_CHUNK,
-        ).phi  # fmt: skip
+            jax.random.fold_in(key, 1),
+            xs,
+            model=trained.model,
+            family=shared,
+            encoder=trained.encoder.head,
+            num_steps=study.local_flow_steps,
+            max_reruns=0,
+            chunk_size=_CHUNK,
+        ).phi
         found.append(jax.vmap(shared.whole)(heads))
     if len(found) == 1:
         return Optima(found[0], _at(study, found[0], xs, trained.model, family))
     # Chosen on other draws than those that the choice is reported on.
-    judged = jnp.stack([
-        _elbos(jax.random.fold_in(key, 2), phis, xs, trained.model, family, study.bound_samples) for phis in found
-    ])  # fmt: skip
+    judged = jnp.stack(
+        [_elbos(jax.random.fold_in(key, 2), phis, xs, trained.model, family, study.bound_samples) for phis in found]
+    )
     phis = jnp.stack(found)[jnp.argmax(judged, axis=0), jnp.arange(len(xs))]
     return Optima(phis, _at(study, phis, xs, trained.model, family))
 
@@ -154,11 +176,18 @@ def bounds(
         values = np.full(len(xs), np.nan)
         if count:
             values[:count] = ag.evidence_of_data(
-                key_of("annealing"), xs[:count], model=trained.model, method="ais", start="q",
-                family=ag.families.MeanFieldNormal(trained.model.latent_dim), phis=normals.phi[:count],
-                num_temperatures=study.ais_temperatures, num_chains=study.ais_chains, num_pilots=2,
+                key_of("annealing"),
+                xs[:count],
+                model=trained.model,
+                method="ais",
+                start="q",
+                family=ag.families.MeanFieldNormal(trained.model.latent_dim),
+                phis=normals.phi[:count],
+                num_temperatures=study.ais_temperatures,
+                num_chains=study.ais_chains,
+                num_pilots=2,
                 num_leapfrog=study.ais_leapfrog,
-            ).log_evidence  # fmt: skip
+            ).log_evidence
         found[AIS] = values
     return {quantity: np.asarray(value, np.float64) for quantity, value in found.items()}
 

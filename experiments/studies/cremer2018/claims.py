@@ -58,12 +58,22 @@ def paper_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         paper, rerun = published(row["experiment"], row["data"], row["model"], row["quantity"])
         if row["split"] != "train":
             paper = rerun = None
-        found.append({
-            "table": row["experiment"], "quantity": row["quantity"], "data": row["data"], "model": row["model"],
-            "split": row["split"], "ours": row["mean"], "low": row["mean"] - half, "high": row["mean"] + half,
-            "median": row["median"], "trimmed_mean": row["trimmed_mean"], "published_recalled": paper,
-            "rerun_2022": rerun,
-        })  # fmt: skip
+        found.append(
+            {
+                "table": row["experiment"],
+                "quantity": row["quantity"],
+                "data": row["data"],
+                "model": row["model"],
+                "split": row["split"],
+                "ours": row["mean"],
+                "low": row["mean"] - half,
+                "high": row["mean"] + half,
+                "median": row["median"],
+                "trimmed_mean": row["trimmed_mean"],
+                "published_recalled": paper,
+                "rerun_2022": rerun,
+            }
+        )
     order = {name: i for i, name in enumerate(ROWS)}
     return sorted(found, key=lambda row: (row["split"] == "test", TABLES.index(row["table"]), order[row["quantity"]]))
 
@@ -208,34 +218,69 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, least in ((mnist, 0.8), (fashion, 1.2)):
         size = "clearly larger than" if least > 1 else "about equal to or larger than"
         tests += [
-            (f"1. on {name} the amortization gap is {size} the approximation gap ({model})", "inference-gaps",
-             partial(_amortization_dominates, data=name, least=least, model=model))
+            (
+                f"1. on {name} the amortization gap is {size} the approximation gap ({model})",
+                "inference-gaps",
+                partial(_amortization_dominates, data=name, least=least, model=model),
+            )
             for model in ("FFG", "AF")
-        ]  # fmt: skip
+        ]
     for name in dict.fromkeys((mnist, fashion)):
         both = "inference-gaps no-warm-up"
         tests += [
-            (f"2. on {name} a model trained with AF is far worse with the best FFG than the reverse", "inference-gaps",
-             partial(_decoder_adapts, data=name)),
-            (f"2. on {name} warm-up is what lets the decoder adapt to the family", both,
-             partial(_warmup_allows_it, data=name)),
-            *((f"3. on {name} a larger encoder cuts the amortization gap ({model})", "inference-gaps larger-encoder",
-               partial(_larger_encoder, data=name, model=model)) for model in ("FFG", "AF")),
-        ]  # fmt: skip
+            (
+                f"2. on {name} a model trained with AF is far worse with the best FFG than the reverse",
+                "inference-gaps",
+                partial(_decoder_adapts, data=name),
+            ),
+            (
+                f"2. on {name} warm-up is what lets the decoder adapt to the family",
+                both,
+                partial(_warmup_allows_it, data=name),
+            ),
+            *(
+                (
+                    f"3. on {name} a larger encoder cuts the amortization gap ({model})",
+                    "inference-gaps larger-encoder",
+                    partial(_larger_encoder, data=name, model=model),
+                )
+                for model in ("FFG", "AF")
+            ),
+        ]
     tests += [
-        *((f"3. warm-up improves log p(x) on {fashion} ({model})", "inference-gaps no-warm-up",
-           partial(_warmup_improves, data=fashion, model=model)) for model in ("FFG", "AF")),
-        *((f"4. on a frozen decoder the parameters of {family} reduce the amortization gap", "frozen-decoder",
-           partial(_flow_parameters_amortize, data=mnist, family=family)) for family in ("Flow", "AF")),
-        ("5. a deeper decoder shrinks the approximation gap (0 to 2 layers)", "inference-gaps decoder-size",
-         partial(_decoder_depth, data=mnist, shallow=0, deep=2)),
-        ("5. a deeper decoder shrinks the approximation gap (2 to 4 layers)", "inference-gaps decoder-size",
-         partial(_decoder_depth, data=mnist, shallow=2, deep=4)),
-        ("6. over training the amortization gap of held-out images grows", "over-training",
-         partial(_over_training, data=fashion, gap="amortization gap")),
-        ("6. over training their approximation gap stays about flat", "over-training",
-         partial(_flatter, data=fashion)),
-    ]  # fmt: skip
+        *(
+            (
+                f"3. warm-up improves log p(x) on {fashion} ({model})",
+                "inference-gaps no-warm-up",
+                partial(_warmup_improves, data=fashion, model=model),
+            )
+            for model in ("FFG", "AF")
+        ),
+        *(
+            (
+                f"4. on a frozen decoder the parameters of {family} reduce the amortization gap",
+                "frozen-decoder",
+                partial(_flow_parameters_amortize, data=mnist, family=family),
+            )
+            for family in ("Flow", "AF")
+        ),
+        (
+            "5. a deeper decoder shrinks the approximation gap (0 to 2 layers)",
+            "inference-gaps decoder-size",
+            partial(_decoder_depth, data=mnist, shallow=0, deep=2),
+        ),
+        (
+            "5. a deeper decoder shrinks the approximation gap (2 to 4 layers)",
+            "inference-gaps decoder-size",
+            partial(_decoder_depth, data=mnist, shallow=2, deep=4),
+        ),
+        (
+            "6. over training the amortization gap of held-out images grows",
+            "over-training",
+            partial(_over_training, data=fashion, gap="amortization gap"),
+        ),
+        ("6. over training their approximation gap stays about flat", "over-training", partial(_flatter, data=fashion)),
+    ]
     found = [_computed(images, test) for _, _, test in tests]
     corrected = holm([each and each.p_value for each in found])
     judged = []

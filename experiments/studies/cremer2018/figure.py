@@ -122,10 +122,13 @@ def gaps_figure(tables: Rows) -> Figure:
             zero_line(ax)
         line[0].set_ylabel("gap (nats)")
     labels = ("published approximation gap (recalled)", "published inference gap (recalled)")
-    _legend(figure, [
-        Line2D([], [], color=PALETTE["published"], marker=mark, linestyle="none", label=label, **PUBLISHED[mark])
-        for mark, label in zip(PUBLISHED, labels, strict=True)
-    ])  # fmt: skip
+    _legend(
+        figure,
+        [
+            Line2D([], [], color=PALETTE["published"], marker=mark, linestyle="none", label=label, **PUBLISHED[mark])
+            for mark, label in zip(PUBLISHED, labels, strict=True)
+        ],
+    )
     return figure
 
 

@@ -89,9 +89,12 @@ def untrained(training: Training) -> tuple[Any, Any, Any]:
     pixels = data_set(training.data, training.seed).train.shape[1]
     family = make_family(training.family, training.latent_dim, training.flow)
     model = ag.models.deep_latent_gaussian(
-        key_of("decoder", training.seed), latent_dim=training.latent_dim, data_dim=pixels,
-        width=training.decoder_width, depth=training.decoder_depth,
-    )  # fmt: skip
+        key_of("decoder", training.seed),
+        latent_dim=training.latent_dim,
+        data_dim=pixels,
+        width=training.decoder_width,
+        depth=training.decoder_depth,
+    )
     shape = (32, 32, 3) if training.data == "cifar10" else (pixels,)
     key = key_of("encoder", training.seed)
     encoder = make_encoder(key, shape, family, width=training.encoder_width, depth=training.encoder_depth)
@@ -148,6 +151,8 @@ def _train(training: Training, start: Trained | None) -> Trained:
     if not finite:
         logger.warning(
             "training diverged by step %d, seed %d; the best weights are kept: %s",
-            broken_at(fit.trace), training.seed, training,
-        )  # fmt: skip
+            broken_at(fit.trace),
+            training.seed,
+            training,
+        )
     return Trained(fit.model, fit.encoder, family, finite)

@@ -57,9 +57,15 @@ def training_of(cell: Cell) -> Training:
     if cell.experiment == "posteriors":
         half = study.width // 2
         return main_training(
-            study, data, "FFG", latent_dim=2, encoder_width=half, decoder_width=half, steps=study.picture_steps,
+            study,
+            data,
+            "FFG",
+            latent_dim=2,
+            encoder_width=half,
+            decoder_width=half,
+            steps=study.picture_steps,
             warmup_steps=0,
-        )  # fmt: skip
+        )
     return main_training(study, data, model)
 
 
@@ -87,11 +93,17 @@ def frozen_decoder(cell: Cell, folder: Path) -> CellResult:
     xs = data_set(cell.data, study.seed).train[: study.train_count]
     family = make_family(cell.variant, study.latent_dim, (study.flow_layers, study.flow_width, study.flow_context))
     fit = ag.amortized_vi(
-        key_of("amortized", 1), xs, model=have.model, family=family, validation=xs[:1000],
+        key_of("amortized", 1),
+        xs,
+        model=have.model,
+        family=family,
+        validation=xs[:1000],
         encoder=make_encoder(key_of("encoder", 1), xs.shape[1:], family, width=1, depth=0),
-        num_steps=study.frozen_steps, num_evaluations=min(4, study.frozen_steps), batch_size=min(100, len(xs)),
+        num_steps=study.frozen_steps,
+        num_evaluations=min(4, study.frozen_steps),
+        batch_size=min(100, len(xs)),
         learning_rate=study.learning_rate,
-    )  # fmt: skip
+    )
     new = Trained(have.model, fit.encoder, family, have.finite and bool(fit.finite))
     flow = flow_of(study, study.latent_dim, "AF" if cell.variant == "FFG" else cell.variant)
     images = xs[: study.frozen_images]
@@ -113,9 +125,16 @@ def over_training(cell: Cell, folder: Path) -> CellResult:
     have: list[Trained] = []
     for number in range(1, study.series_checkpoints + 1):
         training = main_training(
-            study, cell.data, cell.model, count=study.series_count, latent_dim=study.series_latents, warmup_steps=0,
-            steps=study.series_steps, segments=number, **changes,
-        )  # fmt: skip
+            study,
+            cell.data,
+            cell.model,
+            count=study.series_count,
+            latent_dim=study.series_latents,
+            warmup_steps=0,
+            steps=study.series_steps,
+            segments=number,
+            **changes,
+        )
         have.append(trained(training, folder))
         for split, xs in (("train", data.train[: study.series_images]), ("test", data.test[: study.series_images])):
             # Either way log p(x) comes from the best q here, the local one.
@@ -174,9 +193,15 @@ def simulated_data(cell: Cell, folder: Path) -> CellResult:
     have = trained(training_of(cell), folder)
     latents, xs = ag.diagnostics.simulate(key_of("simulation"), model=have.model, num_data=study.simulated)
     sandwich = ag.evidence_bounds(
-        key_of("annealing"), xs, model=have.model, latents=latents, num_temperatures=study.simulated_temperatures,
-        num_chains=study.simulated_chains, num_leapfrog=study.ais_leapfrog, num_pilots=2,
-    )  # fmt: skip
+        key_of("annealing"),
+        xs,
+        model=have.model,
+        latents=latents,
+        num_temperatures=study.simulated_temperatures,
+        num_chains=study.simulated_chains,
+        num_leapfrog=study.ais_leapfrog,
+        num_pilots=2,
+    )
     lower, upper = np.asarray(sandwich.lower, np.float64), np.asarray(sandwich.upper, np.float64)
     values = {"lower bound": lower, "upper bound": upper, "upper - lower": upper - lower}
     phis = jax.lax.map(have.encoder, xs, batch_size=500)

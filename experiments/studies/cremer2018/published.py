@@ -11,8 +11,14 @@ training images, L[q*] over the first thousand, local normals started from the t
 from __future__ import annotations
 
 ROWS: tuple[str, ...] = (
-    "log p(x)", "L[q*_AF]", "L[q*_FFG]", "L[q]", "approximation gap", "amortization gap", "inference gap",
-)  # fmt: skip
+    "log p(x)",
+    "L[q*_AF]",
+    "L[q*_FFG]",
+    "L[q]",
+    "approximation gap",
+    "amortization gap",
+    "inference gap",
+)
 
 # Experiment, data set, family trained with: one number for each of ROWS.
 RECALLED: dict[tuple[str, str, str], tuple[float, ...]] = {

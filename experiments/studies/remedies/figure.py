@@ -112,9 +112,13 @@ def _levels(costs: list[float]) -> int:
 
 
 def _bars(
-    ax: Axes, diverged: list[dict[str, Any]], rows: list[dict[str, Any]], train: dict[str, dict[str, Any]],
-    best: set[str], most: float,
-) -> None:  # fmt: skip
+    ax: Axes,
+    diverged: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    train: dict[str, dict[str, Any]],
+    best: set[str],
+    most: float,
+) -> None:
     places = np.arange(len(rows))
     gaps = np.array([row["inference_gap"] for row in rows])
     # A bound that is not the ELBO of one distribution has no split.

@@ -153,10 +153,17 @@ def _semi_amortized(key: jax.Array, problem: Problem) -> Trained:
     settings = _by(problem, evaluations, 0.5)
     settings["learning_rate"] = 0.3 * problem.study.learning_rate
     fit = inference.semi_amortized_vi(
-        key_train, problem.xs, model=problem.model, family=problem.mean_field, encoder=first.encoder,
-        refine_steps=INNER, refine_rate=REFINE["learning_rate"], refine_samples=REFINE["num_samples"],
-        refine_optimizer=REFINE["optimizer"], **settings,
-    )  # fmt: skip
+        key_train,
+        problem.xs,
+        model=problem.model,
+        family=problem.mean_field,
+        encoder=first.encoder,
+        refine_steps=INNER,
+        refine_rate=REFINE["learning_rate"],
+        refine_samples=REFINE["num_samples"],
+        refine_optimizer=REFINE["optimizer"],
+        **settings,
+    )
     found = _trained(fit, problem.mean_field, settings, evaluations, first.parameters)
     return dataclasses.replace(found, training_evaluations=found.training_evaluations + first.training_evaluations)
 
@@ -168,9 +175,15 @@ def _iterative(key: jax.Array, problem: Problem) -> Trained:
     evaluations = ITERATIONS * (2 + 1)
     settings = _by(problem, evaluations)
     fit = inference.iterative_amortized_vi(
-        key, problem.xs, model=problem.model, family=problem.mean_field, num_iterations=ITERATIONS,
-        width=2 * problem.study.width, gradient_samples=2, **settings,
-    )  # fmt: skip
+        key,
+        problem.xs,
+        model=problem.model,
+        family=problem.mean_field,
+        num_iterations=ITERATIONS,
+        width=2 * problem.study.width,
+        gradient_samples=2,
+        **settings,
+    )
     return _trained(fit, problem.mean_field, settings, evaluations, fit.encoder.num_weights)
 
 
@@ -178,9 +191,15 @@ def _recursive(key: jax.Array, problem: Problem) -> Trained:
     study, components, draws = problem.study, 2, 2
     settings = _by(problem, components * draws)
     fit = inference.recursive_mixture(
-        key, problem.xs, model=problem.model, latent_dim=study.latent_dim, num_components=components, num_samples=draws,
-        make_encoder=lambda key, head: _mlp(key, problem.in_dim, head, study), **settings,
-    )  # fmt: skip
+        key,
+        problem.xs,
+        model=problem.model,
+        latent_dim=study.latent_dim,
+        num_components=components,
+        num_samples=draws,
+        make_encoder=lambda key, head: _mlp(key, problem.in_dim, head, study),
+        **settings,
+    )
     family = ag.families.MixtureOfNormals(study.latent_dim, components)
     return _trained(fit, family, settings, components * draws, fit.encoder.num_weights)
 

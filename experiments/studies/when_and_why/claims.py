@@ -295,7 +295,7 @@ _CHECKS: tuple[tuple[str, Callable[[Rows], Check], str], ...] = (
     ("the published image decoder has 57,232 weights", _entries_of_theta, "image"),
     ("a wide encoder reaches the ELBO of factorized VI on images", _images, "image"),
     ("amortized branches match the exact evidence of the regression at every N", _amortized_branch, "regression"),
-)  # fmt: skip
+)
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

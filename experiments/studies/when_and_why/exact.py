@@ -63,20 +63,29 @@ def linear(num_data: int) -> Rows:
     limit = 1e-6 * max(1, num_data / 10_000)
     rows = [
         row(
-            **where, method="F-VI", quantity="approximation KL, nats", value=float(evidence - best), target=0.10184510,
+            **where,
+            method="F-VI",
+            quantity="approximation KL, nats",
+            value=float(evidence - best),
+            target=0.10184510,
             tolerance=limit,
         )
-    ]  # fmt: skip
+    ]
     for degree in (0, 1, 2):
         read, factors, features = polynomial(xs, degree)
         fit = lbfgs(read, factors, **given)
         exact = posterior.linear_gap(features)
         rows.append(
             row(
-                **where, method="A-VI", size=degree, quantity="gap, nats", value=float(best - fit.elbo), target=exact,
+                **where,
+                method="A-VI",
+                size=degree,
+                quantity="gap, nats",
+                value=float(best - fit.elbo),
+                target=exact,
                 tolerance=limit * max(1.0, exact),
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -94,10 +103,14 @@ def counter_examples() -> Rows:
         # A precision matrix has none below zero.
         row(**where, method="published matrix", quantity="smallest eigenvalue", value=smallest, met=smallest < 0),
         row(
-            **where, method="right matrix, all x = 1", quantity="largest distance of a mean from 1", value=spread,
-            target=0.0, tolerance=1e-10,
+            **where,
+            method="right matrix, all x = 1",
+            quantity="largest distance of a mean from 1",
+            value=spread,
+            target=0.0,
+            tolerance=1e-10,
         ),
-    ]  # fmt: skip
+    ]
     proper = precision.copy()
     proper[0, 0] += 1
     means = np.linalg.solve(proper, ones)
@@ -138,9 +151,16 @@ def window(study: Study, half_width: int) -> Rows:
     family = ag.families.MeanFieldNormal(study.chain_length)
     encoder = ag.encoders.window(jax.random.key(1), study.chain_length, 1, family, reach=half_width)
     fit = ag.amortized_vi(
-        jax.random.key(2), xs, model=chain, family=family, encoder=encoder, optimizer="lbfgs", estimator="cubature",
-        num_steps=300, num_evaluations=2,
-    )  # fmt: skip
+        jax.random.key(2),
+        xs,
+        model=chain,
+        family=family,
+        encoder=encoder,
+        optimizer="lbfgs",
+        estimator="cubature",
+        num_steps=300,
+        num_evaluations=2,
+    )
     # What the means lose: scales at the ends differ from those inside, and the shared ones of a window cannot follow.
     found = jax.vmap(lambda x: family.moments(fit.encoder(x))[0])(xs)
     trained = float(np.mean([chain.mean_gap(np.asarray(own), x) for own, x in zip(found, np.asarray(xs), strict=True)]))
@@ -151,12 +171,17 @@ def window(study: Study, half_width: int) -> Rows:
     name = "gap of one series, nats"
     return [
         row(
-            **where, method="exact", quantity=name, value=alone, target=float(0.5 * solved @ solved), tolerance=1e-6,
+            **where,
+            method="exact",
+            quantity=name,
+            value=alone,
+            target=float(0.5 * solved @ solved),
+            tolerance=1e-6,
         ),
         row(**where, method="exact", quantity="gap, nats", value=dense),
         # Exact expectations: what is left is the optimiser's, and there is no noise to have a standard error.
         row(**where, method="trained", quantity="gap, nats", value=trained, target=dense, tolerance=1e-3),
-    ]  # fmt: skip
+    ]
 
 
 NONE: dict[str, Any] = {"target": 0.0, "tolerance": 1e-4}
@@ -212,9 +237,15 @@ def regression(study: Study, groups: int) -> Rows:
         jax.random.key(1), read["input"].shape[1], branch, width=32, depth=2, standardize=read["input"]
     )
     fit = global_local_vi(
-        jax.random.key(2), read, factors=amortized_factors(encoder, branch), batch_size=min(200, groups),
-        num_steps=study.regression_steps, num_evaluations=5, **given, **EXACT,
-    )  # fmt: skip
+        jax.random.key(2),
+        read,
+        factors=amortized_factors(encoder, branch),
+        batch_size=min(200, groups),
+        num_steps=study.regression_steps,
+        num_evaluations=5,
+        **given,
+        **EXACT,
+    )
     gap = evidence - float(fit.elbo)
     rows.append(row(**where, method="amortized branch", quantity=what, value=gap))
     rows.append(row(**where, method="amortized branch", quantity="gap per group, nats", value=gap / groups))

@@ -76,9 +76,16 @@ def _gaps(ax: Axes, rows: list[dict[str, Any]]) -> None:
             height = row["value"] if row["value"] is not None else 1.0
             where = ax.transData if row["value"] is not None else ax.get_xaxis_transform()
             ax.plot(
-                shift * row["size"], height, "x" if bad else "o", color=colour, alpha=0.6, markersize=4 if bad else 2.5,
-                transform=where, clip_on=False, linestyle="none",
-            )  # fmt: skip
+                shift * row["size"],
+                height,
+                "x" if bad else "o",
+                color=colour,
+                alpha=0.6,
+                markersize=4 if bad else 2.5,
+                transform=where,
+                clip_on=False,
+                linestyle="none",
+            )
         middle = sorted(
             (row["size"], row["value"]) for row in _pick(own, quantity="median gap, nats") if row["value"] is not None
         )
@@ -153,9 +160,14 @@ def _structures(ax: Axes, rows: list[dict[str, Any]]) -> None:
                 # Hollow, so that what lies on the same place is seen.
                 size = 6 if method == "branch" else 4
                 ax.plot(
-                    *zip(*points, strict=True), color=colour, linestyle="none" if mark else "-", marker=mark,
-                    markersize=size, markerfacecolor="none", label=method if mark else None,
-                )  # fmt: skip
+                    *zip(*points, strict=True),
+                    color=colour,
+                    linestyle="none" if mark else "-",
+                    marker=mark,
+                    markersize=size,
+                    markerfacecolor="none",
+                    label=method if mark else None,
+                )
     zero_line(ax)
     ax.set_xscale("log")
     ax.set_yscale("symlog", linthresh=linear)

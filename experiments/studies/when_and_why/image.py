@@ -46,9 +46,12 @@ def image(study: Study, method: str, width: int) -> Rows:
     xs = _images(study)
     n, pixels = xs.shape
     model = bayesian_decoder(
-        jax.random.key(0), latent_dim=study.image_latents, data_dim=pixels, width=study.image_decoder,
+        jax.random.key(0),
+        latent_dim=study.image_latents,
+        data_dim=pixels,
+        width=study.image_decoder,
         noise_variance=0.01,
-    )  # fmt: skip
+    )
     family = ag.families.MeanFieldNormal(study.image_latents)
     global_family = ag.families.MeanFieldNormal(model.global_dim)
     means = jax.flatten_util.ravel_pytree(model.network)[0]
@@ -62,10 +65,18 @@ def image(study: Study, method: str, width: int) -> Rows:
         else:
             factors = free_factors(family, n) if method == "F-VI" else constant_factors(family)
         fit = global_local_vi(
-            jax.random.key(3000 + seed), xs, model=model, global_family=global_family, family=family, factors=factors,
-            global_start=start, batch_size=min(100, n), num_steps=study.image_steps,
-            num_evaluations=min(20, study.image_steps), learning_rate=0.1 if method == "F-VI" else 1e-2,
-        )  # fmt: skip
+            jax.random.key(3000 + seed),
+            xs,
+            model=model,
+            global_family=global_family,
+            family=family,
+            factors=factors,
+            global_start=start,
+            batch_size=min(100, n),
+            num_steps=study.image_steps,
+            num_evaluations=min(20, study.image_steps),
+            learning_rate=0.1 if method == "F-VI" else 1e-2,
+        )
         value = _image_elbo(jax.random.key(1), fit, xs, model, global_family, family)
         phis = jax.vmap(lambda i, x, fit=fit: fit.factors(i, x, fit.global_phi[: means.size]))(jnp.arange(n), xs)
         guess = jax.vmap(lambda phi, fit=fit: model.decode(fit.global_phi[: means.size], phi[: study.image_latents]))(
@@ -97,6 +108,13 @@ def _image_elbo(key: jax.Array, fit: Any, xs: Any, model: Any, global_family: An
     draws = Expectation(size=20, estimator="total")
     one = Expectation(size=1, estimator="total")
     return whole_elbo(
-        key, fit.global_phi, fit.factors, xs, model=model, global_family=global_family, family=family,
-        global_expectation=draws, local_expectation=one,
-    )  # fmt: skip
+        key,
+        fit.global_phi,
+        fit.factors,
+        xs,
+        model=model,
+        global_family=global_family,
+        family=family,
+        global_expectation=draws,
+        local_expectation=one,
+    )

@@ -48,9 +48,17 @@ def nonlinear_known(study: Study, normalised: bool) -> Known:
     starts = jnp.concatenate([_best_starts(study, model, xs, basin.global_phi[:1]), basin.local.phi[:, None]], axis=1)
     everywhere = factorized_optimum(xs, starts=starts, global_start=basin.global_phi, **given)
     shared = global_local_vi(
-        jax.random.key(0), xs, factors=constant_factors(NORMAL), optimizer="lbfgs", num_steps=100, num_evaluations=2,
-        global_expectation=CUBATURE, model=model, **SCALAR, **rule,
-    )  # fmt: skip
+        jax.random.key(0),
+        xs,
+        factors=constant_factors(NORMAL),
+        optimizer="lbfgs",
+        num_steps=100,
+        num_evaluations=2,
+        global_expectation=CUBATURE,
+        model=model,
+        **SCALAR,
+        **rule,
+    )
     left = float(basin.decrement), float(everywhere.decrement)
     return Known(float(basin.elbo), float(everywhere.elbo), float(shared.elbo), left)
 
@@ -80,16 +88,29 @@ def references(study: Study, kind: str) -> Rows:
     best = known.basin if kind == "F-VI" else known.shared
     rule = Expectation("quadrature", study.trained_nodes)
     fit = global_local_vi(
-        jax.random.key(5), xs, factors=free_factors(NORMAL, n) if kind == "F-VI" else constant_factors(NORMAL),
-        model=model, batch_size=min(study.batch_size, n), num_steps=2 * study.adam_steps,
-        num_evaluations=min(20, study.adam_steps), learning_rate=0.05 if kind == "F-VI" else 0.01,
-        global_expectation=CUBATURE, local_expectation=rule,
-        evaluation=(CUBATURE, Expectation("quadrature", study.exact_nodes)), **SCALAR,
-    )  # fmt: skip
+        jax.random.key(5),
+        xs,
+        factors=free_factors(NORMAL, n) if kind == "F-VI" else constant_factors(NORMAL),
+        model=model,
+        batch_size=min(study.batch_size, n),
+        num_steps=2 * study.adam_steps,
+        num_evaluations=min(20, study.adam_steps),
+        learning_rate=0.05 if kind == "F-VI" else 0.01,
+        global_expectation=CUBATURE,
+        local_expectation=rule,
+        evaluation=(CUBATURE, Expectation("quadrature", study.exact_nodes)),
+        **SCALAR,
+    )
     return judged(
-        [[fit]], best, -jnp.inf, part="nonlinear", method=f"{kind}, Adam", num_data=n, size=-1,
+        [[fit]],
+        best,
+        -jnp.inf,
+        part="nonlinear",
+        method=f"{kind}, Adam",
+        num_data=n,
+        size=-1,
         loss=lambda elbo: published_loss(elbo, n),
-    )  # fmt: skip
+    )
 
 
 def nonlinear(study: Study, recipe: str, width: int, *, normalised: bool = False) -> Rows:
@@ -107,25 +128,47 @@ def nonlinear(study: Study, recipe: str, width: int, *, normalised: bool = False
         if recipe == "default":
             rules: dict[str, Any] = {"global_expectation": CUBATURE, "local_expectation": rule}
             fits = train_by_default(
-                study, key, xs, factors, batch_size=min(study.batch_size, n), polish_steps=study.polish_steps,
-                **rules, **given,
-            )  # fmt: skip
+                study,
+                key,
+                xs,
+                factors,
+                batch_size=min(study.batch_size, n),
+                polish_steps=study.polish_steps,
+                **rules,
+                **given,
+            )
             chains.append(fits)
         else:
             draws = Expectation(size=study.published_draws, estimator="total")
-            chains.append([
-                global_local_vi(
-                    key, xs, factors=factors, batch_size=min(study.batch_size, n), num_steps=study.published_steps,
-                    num_evaluations=min(40, study.published_steps), schedule="constant", learning_rate=1e-2,
-                    global_expectation=Expectation(estimator="total"), local_expectation=draws, **given,
-                )
-            ])  # fmt: skip
+            chains.append(
+                [
+                    global_local_vi(
+                        key,
+                        xs,
+                        factors=factors,
+                        batch_size=min(study.batch_size, n),
+                        num_steps=study.published_steps,
+                        num_evaluations=min(40, study.published_steps),
+                        schedule="constant",
+                        learning_rate=1e-2,
+                        global_expectation=Expectation(estimator="total"),
+                        local_expectation=draws,
+                        **given,
+                    )
+                ]
+            )
     strict = recipe == "default" and width == max(study.nonlinear_widths) and not normalised
     return judged(
-        chains, known.basin, known.shared, part="nonlinear, normalised" if normalised else "nonlinear",
-        method=f"A-VI, {recipe}", num_data=n, size=width, loss=lambda elbo: published_loss(elbo, n),
+        chains,
+        known.basin,
+        known.shared,
+        part="nonlinear, normalised" if normalised else "nonlinear",
+        method=f"A-VI, {recipe}",
+        num_data=n,
+        size=width,
+        loss=lambda elbo: published_loss(elbo, n),
         limit=1.1 if strict else None,
-    )  # fmt: skip
+    )
 
 
 def noise(study: Study) -> Rows:
@@ -138,11 +181,19 @@ def noise(study: Study) -> Rows:
     draws = Expectation(size=100, estimator="total")
     # From the optimum: what is left is noise, with nothing of the way there.
     fit = global_local_vi(
-        jax.random.key(0), xs, factors=free_factors(NORMAL, len(xs), start=best.local.phi),
-        global_start=best.global_phi, num_steps=study.noise_steps, num_evaluations=min(20, study.noise_steps),
-        schedule="constant", learning_rate=1e-2, global_expectation=Expectation(estimator="total"),
-        local_expectation=draws, evaluation=(CUBATURE, rule), **given,
-    )  # fmt: skip
+        jax.random.key(0),
+        xs,
+        factors=free_factors(NORMAL, len(xs), start=best.local.phi),
+        global_start=best.global_phi,
+        num_steps=study.noise_steps,
+        num_evaluations=min(20, study.noise_steps),
+        schedule="constant",
+        learning_rate=1e-2,
+        global_expectation=Expectation(estimator="total"),
+        local_expectation=draws,
+        evaluation=(CUBATURE, rule),
+        **given,
+    )
     late = np.asarray(fit.trace.elbo)[len(fit.trace.elbo) // 2 :]
     left = (float(best.elbo) - late) * study.noise_stride
     where = {"part": "nonlinear", "method": "F-VI, published", "num_data": len(xs) * study.noise_stride}

@@ -73,14 +73,26 @@ def references(study: Study, kind: str) -> Rows:
     factors = free_factors(NORMAL, len(xs)) if kind == "F-VI" else constant_factors(NORMAL)
     steps = 2 * study.adam_steps
     fit = global_local_vi(
-        jax.random.key(5), xs, factors=factors, num_steps=steps, num_evaluations=min(20, steps), model=model,
-        **SCALAR, **EXACT,
-    )  # fmt: skip
+        jax.random.key(5),
+        xs,
+        factors=factors,
+        num_steps=steps,
+        num_evaluations=min(20, steps),
+        model=model,
+        **SCALAR,
+        **EXACT,
+    )
     best = known.basin if kind == "F-VI" else known.shared
     return judged(
-        [[fit]], best, -jnp.inf, part="saw, 2 inputs", method=f"{kind}, Adam", num_data=len(xs), size=-1,
+        [[fit]],
+        best,
+        -jnp.inf,
+        part="saw, 2 inputs",
+        method=f"{kind}, Adam",
+        num_data=len(xs),
+        size=-1,
         loss=lambda elbo: published_loss(elbo, len(xs)),
-    )  # fmt: skip
+    )
 
 
 def saw(study: Study, recipe: str, inputs: int, width: int) -> Rows:
@@ -99,17 +111,30 @@ def saw(study: Study, recipe: str, inputs: int, width: int) -> Rows:
             chains.append(fits)
         else:
             steps = study.saw_steps
-            chains.append([
-                global_local_vi(
-                    key, read, factors=factors, num_steps=steps, num_evaluations=min(40, steps), schedule="constant",
-                    **given,
-                )
-            ])  # fmt: skip
+            chains.append(
+                [
+                    global_local_vi(
+                        key,
+                        read,
+                        factors=factors,
+                        num_steps=steps,
+                        num_evaluations=min(40, steps),
+                        schedule="constant",
+                        **given,
+                    )
+                ]
+            )
     part = f"saw, {inputs} input{'s' if inputs > 1 else ''}"
     rows = judged(
-        chains, known.basin, known.shared, part=part, method=f"A-VI, {recipe}", num_data=len(xs), size=width,
+        chains,
+        known.basin,
+        known.shared,
+        part=part,
+        method=f"A-VI, {recipe}",
+        num_data=len(xs),
+        size=width,
         loss=lambda elbo: published_loss(elbo, len(xs)),
-    )  # fmt: skip
+    )
     if recipe == "default" and inputs == 1 and width <= 6:
         affine = model.posterior(xs).linear_gap(np.column_stack([np.ones(len(xs)), np.asarray(xs)[:, 1]]))
         worst = max(r["value"] if r["value"] is not None else np.inf for r in rows if r["quantity"] == "gap, nats")

@@ -195,13 +195,25 @@ def train_by_default(
 ) -> list[GlobalLocalFit]:
     """Return the fits of the library's recipe: Adam with a cosine on minibatches, then L-BFGS on all data."""
     first = global_local_vi(
-        key, xs, factors=factors, batch_size=batch_size, num_steps=study.adam_steps,
-        num_evaluations=min(20, study.adam_steps), learning_rate=3e-2, **given,
-    )  # fmt: skip
+        key,
+        xs,
+        factors=factors,
+        batch_size=batch_size,
+        num_steps=study.adam_steps,
+        num_evaluations=min(20, study.adam_steps),
+        learning_rate=3e-2,
+        **given,
+    )
     second = global_local_vi(
-        key, xs, factors=first.factors, global_start=first.global_phi, optimizer="lbfgs", num_steps=polish_steps,
-        num_evaluations=min(5, polish_steps), **given,
-    )  # fmt: skip
+        key,
+        xs,
+        factors=first.factors,
+        global_start=first.global_phi,
+        optimizer="lbfgs",
+        num_steps=polish_steps,
+        num_evaluations=min(5, polish_steps),
+        **given,
+    )
     return [first, second]
 
 

@@ -76,9 +76,12 @@ def test_reruns_touch_only_the_data_that_missed(key):
     first = ag.fit_local(key, XS, model=MODEL, family=FAMILY, max_reruns=0, tolerance=1.0)
     fit = ag.fit_local(key, XS, model=MODEL, family=FAMILY, tolerance=float(np.median(first.suboptimality)))
     again = np.asarray(fit.num_steps) > np.asarray(first.num_steps)
-    np.testing.assert_array_equal(again, ~ag.fit_local(
-        key, XS, model=MODEL, family=FAMILY, max_reruns=0, tolerance=float(np.median(first.suboptimality))
-    ).converged)  # fmt: skip
+    np.testing.assert_array_equal(
+        again,
+        ~ag.fit_local(
+            key, XS, model=MODEL, family=FAMILY, max_reruns=0, tolerance=float(np.median(first.suboptimality))
+        ).converged,
+    )
     assert again.any()
     assert not again.all()
     np.testing.assert_array_equal(fit.phi[~again], first.phi[~again])
@@ -101,10 +104,17 @@ def test_what_fills_up_a_batch_of_reruns_counts_once(monkeypatch, key, passes):
     def fit(count, n):
         zeros = jnp.zeros(n)
         return ascent.LocalFit(
-            phi=jnp.zeros((n, PAIR.size)), elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros,
-            suboptimality_standard_error=zeros, horizon_gain=zeros, num_steps=count,
-            num_gradients=jnp.zeros(n, int), converged=count >= passes,
-        )  # fmt: skip
+            phi=jnp.zeros((n, PAIR.size)),
+            elbo=zeros,
+            standard_error=zeros,
+            start_elbo=zeros,
+            suboptimality=zeros,
+            suboptimality_standard_error=zeros,
+            horizon_gain=zeros,
+            num_steps=count,
+            num_gradients=jnp.zeros(n, int),
+            converged=count >= passes,
+        )
 
     def first(key, model, encoder, rows, *rest):
         return ascent.Work(fit(jnp.zeros(rows.size, int), rows.size), jnp.zeros((rows.size, PAIR.size)))

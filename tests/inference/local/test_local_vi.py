@@ -180,9 +180,13 @@ def test_numpyro_reaches_the_same_optimum_on_a_nonlinear_model(key, family, guid
     fit = ag.local_vi(key, BITS, model=LOGISTIC, family=family, num_steps=1500)
     assert fit.converged
     bounds = ag.evaluate_bounds(
-        jax.random.key(2), jnp.stack([fit.phi, theirs, family.standard()])[None], BITS[None],
-        model=LOGISTIC, family=family, num_samples=20_000,
-    )  # fmt: skip
+        jax.random.key(2),
+        jnp.stack([fit.phi, theirs, family.standard()])[None],
+        BITS[None],
+        model=LOGISTIC,
+        family=family,
+        num_samples=20_000,
+    )
     ours_minus_theirs = bounds.elbo[0, 0] - bounds.elbo[0, 1]
     error = bounds.paired_standard_error[0]
     assert ours_minus_theirs > -4 * error[1] - 2e-3

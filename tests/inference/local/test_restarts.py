@@ -11,9 +11,13 @@ from amortgap.inference.local.ascent import LocalFit, keep_better
 # Modes many standard deviations apart: the best normal in one of them loses the log of its share. The standard member
 # lies over the greater one but is so wide that an encoder which is right about the lesser one has the larger ELBO.
 MODEL = ag.models.MixturePrior(
-    log_weights=jnp.log(jnp.array([0.9, 0.1])), centres=jnp.array([[0.0], [4.0]]), scales=jnp.full((2, 1), 0.15),
-    loadings=jnp.array([[0.3]]), mean=jnp.zeros(1), noise_variance=jnp.ones(1),
-)  # fmt: skip
+    log_weights=jnp.log(jnp.array([0.9, 0.1])),
+    centres=jnp.array([[0.0], [4.0]]),
+    scales=jnp.full((2, 1), 0.15),
+    loadings=jnp.array([[0.3]]),
+    mean=jnp.zeros(1),
+    noise_variance=jnp.ones(1),
+)
 FAMILY = ag.families.MeanFieldNormal(1)
 XS = jnp.array([[0.5], [0.6], [0.7]])
 POSTERIOR = jax.vmap(MODEL.posterior)(XS)
@@ -79,10 +83,17 @@ def fits(elbo, standard_error, converged, number):
     n = len(elbo)
     numbers = jnp.full(n, float(number))
     return LocalFit(
-        phi=jnp.full((n, 2), float(number)), elbo=jnp.asarray(elbo), standard_error=jnp.asarray(standard_error),
-        start_elbo=numbers, suboptimality=numbers, suboptimality_standard_error=numbers, horizon_gain=numbers,
-        num_steps=jnp.full(n, 10 * number), num_gradients=jnp.full(n, 20 * number), converged=jnp.asarray(converged),
-    )  # fmt: skip
+        phi=jnp.full((n, 2), float(number)),
+        elbo=jnp.asarray(elbo),
+        standard_error=jnp.asarray(standard_error),
+        start_elbo=numbers,
+        suboptimality=numbers,
+        suboptimality_standard_error=numbers,
+        horizon_gain=numbers,
+        num_steps=jnp.full(n, 10 * number),
+        num_gradients=jnp.full(n, 20 * number),
+        converged=jnp.asarray(converged),
+    )
 
 
 def test_a_second_fit_is_kept_only_where_it_is_better_beyond_noise_and_tolerance():

@@ -11,9 +11,13 @@ from amortgap.inference.refinement.recursive_mixture import _assembled
 KEY = jax.random.key(0)
 I = ag.inference  # noqa: E741
 BIMODAL = ag.models.MixturePrior(
-    log_weights=jnp.log(jnp.array([0.6, 0.4])), centres=jnp.array([[-2.0], [2.0]]), scales=jnp.full((2, 1), 0.5),
-    loadings=jnp.array([[0.3]]), mean=jnp.zeros(1), noise_variance=jnp.ones(1),
-)  # fmt: skip
+    log_weights=jnp.log(jnp.array([0.6, 0.4])),
+    centres=jnp.array([[-2.0], [2.0]]),
+    scales=jnp.full((2, 1), 0.5),
+    loadings=jnp.array([[0.3]]),
+    mean=jnp.zeros(1),
+    noise_variance=jnp.ones(1),
+)
 
 
 @pytest.mark.slow

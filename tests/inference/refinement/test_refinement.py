@@ -100,9 +100,18 @@ def test_a_datum_whose_inner_steps_fail_trains_on_its_own_elbo():
     narrow = dataclasses.replace(CONSTANT, phi=jnp.array([0.0, 0.0, -1.0, -1.0]))
     x = jnp.ones((1, 3))
     fit = I.semi_amortized_vi(
-        KEY, x, model=model, family=FAMILY, encoder=narrow, refine_steps=2, refine_rate=10.0, num_steps=20,
-        batch_size=1, learning_rate=0.02, num_samples=32,
-    )  # fmt: skip
+        KEY,
+        x,
+        model=model,
+        family=FAMILY,
+        encoder=narrow,
+        refine_steps=2,
+        refine_rate=10.0,
+        num_steps=20,
+        batch_size=1,
+        learning_rate=0.02,
+        num_samples=32,
+    )
     assert bool(fit.finite) and int(fit.trace.num_bad.min()) >= 1
     assert np.all(fit.encoder.phi[:2] > 0.05)
 
@@ -116,9 +125,16 @@ def test_gradient_through_refinement_is_that_of_finite_differences(x64, num_samp
 
     def refined(start):
         phi = I.refine(
-            KEY, start, x, model=model, family=FAMILY, num_steps=3, num_samples=num_samples, learning_rate=0.1,
+            KEY,
+            start,
+            x,
+            model=model,
+            family=FAMILY,
+            num_steps=3,
+            num_samples=num_samples,
+            learning_rate=0.1,
             optimizer=optimizer,
-        ).phi  # fmt: skip
+        ).phi
         return ag.cubature_elbo(phi, x, model=model, family=FAMILY)
 
     gradient = jax.grad(refined)(start)
@@ -133,9 +149,17 @@ def test_gradient_through_refinement_is_that_of_finite_differences(x64, num_samp
 def test_semi_amortized_training_lowers_the_gap_after_refinement():
     refinement = {"refine_rate": 0.3, "refine_samples": 0, "refine_optimizer": "natural"}
     fit = I.semi_amortized_vi(
-        KEY, XS, **SETTINGS, encoder=CONSTANT, refine_steps=2, num_steps=300, batch_size=40, num_samples=4,
-        learning_rate=0.03, **refinement,
-    )  # fmt: skip
+        KEY,
+        XS,
+        **SETTINGS,
+        encoder=CONSTANT,
+        refine_steps=2,
+        num_steps=300,
+        batch_size=40,
+        num_samples=4,
+        learning_rate=0.03,
+        **refinement,
+    )
     assert bool(fit.finite)
 
     def gap_after(encoder, steps):
@@ -214,16 +238,28 @@ def test_iterative_inference_beats_every_direct_encoder_of_its_size():
     )
     xs = jax.vmap(lambda k: model.sample(k)[1])(jax.random.split(KEY, 60))
     fit = I.iterative_amortized_vi(
-        KEY, xs, model=model, family=FAMILY, num_iterations=4, width=4, num_steps=1500, batch_size=60, num_samples=2,
+        KEY,
+        xs,
+        model=model,
+        family=FAMILY,
+        num_iterations=4,
+        width=4,
+        num_steps=1500,
+        batch_size=60,
+        num_samples=2,
         learning_rate=0.02,
-    )  # fmt: skip
+    )
     one, two = (ag.encoders.linear(KEY, 40, FAMILY, rank=rank).num_weights for rank in (1, 2))
     assert one < fit.encoder.num_weights < two
     phis = jax.vmap(fit.encoder)(xs)
-    gap = np.mean([
-        float(model.log_evidence(x) - model.approximation_gap() - ag.cubature_elbo(phi, x, model=model, family=FAMILY))
-        for phi, x in zip(phis, xs, strict=True)
-    ])  # fmt: skip
+    gap = np.mean(
+        [
+            float(
+                model.log_evidence(x) - model.approximation_gap() - ag.cubature_elbo(phi, x, model=model, family=FAMILY)
+            )
+            for phi, x in zip(phis, xs, strict=True)
+        ]
+    )
     assert bool(fit.finite)
     assert gap < 0.5 * float(model.rank_gap(xs, 1))
     path = jax.vmap(fit.encoder.path)(xs[:3])
@@ -249,14 +285,20 @@ def semi(**changed):
 BAD = [
     (lambda: I.refine(KEY, jnp.zeros(4), XS[0], **SETTINGS, num_steps=-1), "num_steps must be .* at least 0, got -1"),
     (lambda: I.refine(KEY, jnp.zeros(3), XS[0], **SETTINGS, num_steps=1), r"phi must have shape \(4,\)"),
-    (lambda: I.refine(KEY, jnp.zeros(5), XS[0], model=FA, family=ag.families.FullRankNormal(2), num_steps=1,
-                      optimizer="natural"), "optimizer 'natural' needs a mean field normal"),
+    (
+        lambda: I.refine(
+            KEY, jnp.zeros(5), XS[0], model=FA, family=ag.families.FullRankNormal(2), num_steps=1, optimizer="natural"
+        ),
+        "optimizer 'natural' needs a mean field normal",
+    ),
     (lambda: semi(refine_steps=-1), "refine_steps must be .* at least 0, got -1"),
     (lambda: semi(encoder=lambda x: x), r"encoder must return one vector of family.size = 4, got \(3,\)"),
     (lambda: I.buffered_bound(KEY, jnp.zeros(4), XS[0], **SETTINGS, num_steps=-1), "num_steps must be"),
     (lambda: I.iterative_amortized_vi(KEY, XS, **SETTINGS, num_iterations=0), "num_iterations must be"),
-    (lambda: I.recursive_mixture(KEY, XS, model=FA, latent_dim=2, make_encoder=None, num_components=0),
-     "num_components must be a whole number, at least 1, got 0"),
+    (
+        lambda: I.recursive_mixture(KEY, XS, model=FA, latent_dim=2, make_encoder=None, num_components=0),
+        "num_components must be a whole number, at least 1, got 0",
+    ),
     (lambda: I.denoising_objective(**SETTINGS, noise_scale=0.0), "noise_scale must be a positive number"),
     (lambda: I.iwae_objective(model=FA, family=ag.families.AuxiliaryFlow(2, 1), num_samples=2), "need family.log_prob"),
     (lambda: ag.encoders.WeightNormEncoder(CONSTANT, 1.0), "encoder must have a network"),
@@ -266,14 +308,25 @@ BAD = [
         "precision, mean_covariance",
     ),
     (lambda: I.iwae_objective(model=FA, family=ag.families.Categorical(2), num_samples=2), "carry no gradient"),
-    *[(lambda o=o: o(model=FA, family=ag.families.FullRankNormal(2))(KEY, CONSTANT, XS[0]),
-       r"phi must have shape \(5,\)") for o in (partial(I.iwae_objective, num_samples=2), I.sleep_objective)],
-    (lambda: I.train_encoder(KEY, XS, encoder=lambda x: jnp.zeros(4), objective=I.elbo_objective(**SETTINGS)),
-     "encoder must hold weights to train"),
-    (lambda: I.recursive_mixture(KEY, XS, model=FA, latent_dim=2, make_encoder=lambda key, head: lambda x: jnp.zeros(5),
-                                 num_components=1), "encoder must hold weights to train"),
+    *[
+        (
+            lambda o=o: o(model=FA, family=ag.families.FullRankNormal(2))(KEY, CONSTANT, XS[0]),
+            r"phi must have shape \(5,\)",
+        )
+        for o in (partial(I.iwae_objective, num_samples=2), I.sleep_objective)
+    ],
+    (
+        lambda: I.train_encoder(KEY, XS, encoder=lambda x: jnp.zeros(4), objective=I.elbo_objective(**SETTINGS)),
+        "encoder must hold weights to train",
+    ),
+    (
+        lambda: I.recursive_mixture(
+            KEY, XS, model=FA, latent_dim=2, make_encoder=lambda key, head: lambda x: jnp.zeros(5), num_components=1
+        ),
+        "encoder must hold weights to train",
+    ),
     (lambda: I.local_vi_from_starts(KEY, XS[0], **SETTINGS, num_starts=0), "num_starts must be"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "message"), BAD, ids=range(len(BAD)))

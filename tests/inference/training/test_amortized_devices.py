@@ -71,5 +71,11 @@ def test_no_devices_are_refused(key):
     family = ag.families.MeanFieldNormal(1)
     model = ag.models.PoissonGamma(shape=1.0, rate=1.0)
     with pytest.raises(ValueError, match="devices must hold at least one device, got none"):
-        ag.amortized_vi(key, jax.numpy.ones((4, 2)), model=model, family=family,
-                        encoder=ag.encoders.constant(key, 2, family), devices=[])  # fmt: skip
+        ag.amortized_vi(
+            key,
+            jax.numpy.ones((4, 2)),
+            model=model,
+            family=family,
+            encoder=ag.encoders.constant(key, 2, family),
+            devices=[],
+        )

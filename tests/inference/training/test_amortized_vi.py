@@ -40,17 +40,31 @@ def make(family, rank, key):
 
 
 def train(key, family, encoder, **settings):
-    settings = {"num_steps": 2400, "batch_size": 20, "learning_rate": 3e-2, "antithetic": True, "num_samples": 2,
-                "num_evaluations": 6, **settings}  # fmt: skip
+    settings = {
+        "num_steps": 2400,
+        "batch_size": 20,
+        "learning_rate": 3e-2,
+        "antithetic": True,
+        "num_samples": 2,
+        "num_evaluations": 6,
+        **settings,
+    }
     return ag.amortized_vi(key, XS, model=MODEL, family=family, encoder=encoder, **settings)
 
 
 @pytest.mark.parametrize(("family", "rank"), [(FAMILY, 1), (MEAN_FIELD, 2)])
 def test_lbfgs_with_cubature_meets_the_closed_form_ladder_to_float_precision(key, family, rank):
     fit = ag.amortized_vi(
-        key, XS, model=MODEL, family=family, encoder=make(family, rank, key), optimizer="lbfgs", estimator="cubature",
-        num_steps=80, num_evaluations=4,
-    )  # fmt: skip
+        key,
+        XS,
+        model=MODEL,
+        family=family,
+        encoder=make(family, rank, key),
+        optimizer="lbfgs",
+        estimator="cubature",
+        num_steps=80,
+        num_evaluations=4,
+    )
     assert abs(exact_gap(family, fit.encoder) - MODEL.rank_gap(XS, rank)) < 2e-5
     assert fit.finite
     assert abs(fit.change) < 1e-3
@@ -139,9 +153,14 @@ def test_trained_encoders_reach_the_closed_form_ladder(key, family, rank):
     # Never below the optimum, by definition; above it only by what training left.
     assert -1e-5 < exact_gap(family, fit.encoder) - want < 1e-3
     gaps = ag.inference_gaps(
-        jax.random.key(5), XS, model=MODEL, family=family, encoder=fit.encoder, num_samples=200,
+        jax.random.key(5),
+        XS,
+        model=MODEL,
+        family=family,
+        encoder=fit.encoder,
+        num_samples=200,
         local=exact_local_fit(family),
-    ).estimates()["amortization"]  # fmt: skip
+    ).estimates()["amortization"]
     assert abs(gaps.mean - want) < 3 * gaps.monte_carlo_standard_error + 1e-3
     if rank < 2:
         assert want > 0.1
@@ -157,19 +176,35 @@ def exact_local_fit(family):
     phi = jax.vmap(lambda x: family.from_moments(MODEL.posterior_mean(x), scale_tril))(XS)
     zeros = jnp.zeros(len(XS))
     return ag.LocalFit(
-        phi=phi, elbo=zeros, standard_error=zeros, start_elbo=zeros, suboptimality=zeros,
-        suboptimality_standard_error=zeros, horizon_gain=zeros, num_gradients=jnp.zeros(len(XS), int),
-        num_steps=jnp.zeros(len(XS), int), converged=jnp.ones(len(XS), bool),
-    )  # fmt: skip
+        phi=phi,
+        elbo=zeros,
+        standard_error=zeros,
+        start_elbo=zeros,
+        suboptimality=zeros,
+        suboptimality_standard_error=zeros,
+        horizon_gain=zeros,
+        num_gradients=jnp.zeros(len(XS), int),
+        num_steps=jnp.zeros(len(XS), int),
+        converged=jnp.ones(len(XS), bool),
+    )
 
 
 def test_constant_encoder_of_poisson_gamma_reaches_the_pooled_optimum(key):
     model, family = ag.models.PoissonGamma(shape=1.5, rate=0.8), ag.families.MeanFieldNormal(1)
     xs = jnp.array([[0.0], [1.0], [2.0], [6.0]])
     fit = ag.amortized_vi(
-        key, xs, model=model, family=family, encoder=ag.encoders.constant(key, 1, family),
-        num_steps=2400, learning_rate=3e-2, num_samples=8, num_evaluations=4, batch_size=4, antithetic=True,
-    )  # fmt: skip
+        key,
+        xs,
+        model=model,
+        family=family,
+        encoder=ag.encoders.constant(key, 1, family),
+        num_steps=2400,
+        learning_rate=3e-2,
+        num_samples=8,
+        num_evaluations=4,
+        batch_size=4,
+        antithetic=True,
+    )
     alpha, beta = 1.5 + xs[:, 0], 1.8
     mean, variance = fit.encoder.phi[0], jnp.exp(2 * fit.encoder.phi[1])
     # E_q of the log joint is known: sum over data of the gap to each datum's own optimum.
@@ -190,9 +225,13 @@ def test_seeds_under_vmap_equal_single_runs():
 
     def run(key):
         return ag.amortized_vi(
-            key, XS[:12], model=MODEL, family=MEAN_FIELD, encoder=ag.encoders.mlp(key, 3, MEAN_FIELD, width=2, depth=1),
+            key,
+            XS[:12],
+            model=MODEL,
+            family=MEAN_FIELD,
+            encoder=ag.encoders.mlp(key, 3, MEAN_FIELD, width=2, depth=1),
             **TINY,
-        )  # fmt: skip
+        )
 
     together, alone = jax.vmap(run)(keys), [run(key) for key in keys]
     for seed in range(2):
@@ -205,9 +244,18 @@ def test_trace_change_and_the_best_encoder_are_what_they_say(key):
     # Validated on other data than it is trained on, so that the best evaluation is not the last.
     encoder = ag.encoders.constant(key, 3, MEAN_FIELD)
     fit = ag.amortized_vi(
-        key, XS + 4, model=MODEL, family=MEAN_FIELD, encoder=encoder, validation=XS, num_steps=60,
-        num_evaluations=6, batch_size=20, learning_rate=0.1, eval_samples=64,
-    )  # fmt: skip
+        key,
+        XS + 4,
+        model=MODEL,
+        family=MEAN_FIELD,
+        encoder=encoder,
+        validation=XS,
+        num_steps=60,
+        num_evaluations=6,
+        batch_size=20,
+        learning_rate=0.1,
+        eval_samples=64,
+    )
     assert fit.trace.step.tolist() == [10, 20, 30, 40, 50, 60]
     assert fit.trace.elbo.shape == fit.trace.batch_elbo.shape == (6,)
     np.testing.assert_allclose(fit.change, fit.trace.elbo[-1] - fit.trace.elbo[2], atol=1e-4)
@@ -291,14 +339,24 @@ def test_train_vae_with_an_affine_decoder_approaches_the_maximum_likelihood_of_f
     vae = ag.models.deep_latent_gaussian(key, latent_dim=1, data_dim=3, width=1, depth=0, likelihood="gaussian")
     encoder = ag.encoders.linear(key, 3, family, rank=1, standardize=xs)
     fit = ag.train_vae(
-        key, xs, model=vae, family=family, encoder=encoder, num_steps=3000, batch_size=40,
-        learning_rate=2e-2, num_evaluations=4, num_samples=2, antithetic=True,
-    )  # fmt: skip
+        key,
+        xs,
+        model=vae,
+        family=family,
+        encoder=encoder,
+        num_steps=3000,
+        batch_size=40,
+        learning_rate=2e-2,
+        num_evaluations=4,
+        num_samples=2,
+        antithetic=True,
+    )
     decoder = fit.model.decoder
     learned = ag.models.FactorAnalysis(
-        loadings=jax.jacobian(decoder)(jnp.zeros(1)), mean=decoder(jnp.zeros(1)),
+        loadings=jax.jacobian(decoder)(jnp.zeros(1)),
+        mean=decoder(jnp.zeros(1)),
         noise_variance=jnp.exp(fit.model.likelihood.log_noise_variance),
-    )  # fmt: skip
+    )
     best = ag.models.fit_factor_analysis(key, xs, latent_dim=1, num_steps=1000, min_noise_variance=1e-4)
     reached = jax.vmap(learned.log_evidence)(xs).mean()
     assert -0.01 < reached - best.log_evidence[-1] < 1e-4
@@ -333,9 +391,15 @@ def test_every_round_sees_minibatches_of_its_own(key):
         return x @ weights
 
     fit = ag.amortized_vi(
-        key, jnp.eye(n), model=ag.models.from_log_joint(lambda z, x: -0.5 * jnp.sum((z - 3.0) ** 2), 1), family=family,
-        encoder=jax.tree_util.Partial(table, jnp.zeros((n, 2))), num_steps=20, num_evaluations=20, batch_size=1,
-    )  # fmt: skip
+        key,
+        jnp.eye(n),
+        model=ag.models.from_log_joint(lambda z, x: -0.5 * jnp.sum((z - 3.0) ** 2), 1),
+        family=family,
+        encoder=jax.tree_util.Partial(table, jnp.zeros((n, 2))),
+        num_steps=20,
+        num_evaluations=20,
+        batch_size=1,
+    )
     seen = np.flatnonzero(np.any(fit.encoder.args[0] != 0, axis=1)).size
     # Of 40 data, 20 draws with replacement hold 16 different ones on average, and fewer than ten almost never.
     assert 10 <= seen <= 20
@@ -345,11 +409,20 @@ def test_adam_moves_by_its_rate_and_by_a_third_of_it_in_the_second_cycle(key):
     # The gradients of mean and log scale are one throughout, and so are Adam's steps but for the rate.
     steps, rate, family = 40, 0.01, ag.families.MeanFieldNormal(1)
     fit = ag.amortized_vi(
-        key, jnp.zeros((1, 1)), model=ag.models.from_log_joint(lambda z, x: jnp.sum(z), 1), family=family,
-        encoder=jax.tree_util.Partial(lambda phi, x: phi, jnp.zeros(2)), num_steps=2 * steps, num_evaluations=4,
-        batch_size=1, learning_rate=rate, estimator="analytic_entropy", antithetic=True, num_samples=2,
+        key,
+        jnp.zeros((1, 1)),
+        model=ag.models.from_log_joint(lambda z, x: jnp.sum(z), 1),
+        family=family,
+        encoder=jax.tree_util.Partial(lambda phi, x: phi, jnp.zeros(2)),
+        num_steps=2 * steps,
+        num_evaluations=4,
+        batch_size=1,
+        learning_rate=rate,
+        estimator="analytic_entropy",
+        antithetic=True,
+        num_samples=2,
         eval_samples=4000,
-    )  # fmt: skip
+    )
     number = np.arange(1, steps + 1)
     cycle = np.sum(0.5 * (1 + np.cos(np.pi * number / (steps + 1))) * np.minimum(1, number / (steps // 10)))
     np.testing.assert_allclose(fit.encoder.args[0], rate * cycle * (1 + 1 / 3), rtol=1e-4)

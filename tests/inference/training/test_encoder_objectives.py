@@ -97,9 +97,15 @@ def test_weight_normalised_encoder_has_units_of_one_norm():
 
 def test_train_encoder_reaches_the_closed_form():
     fit = I.train_encoder(
-        KEY, XS, model=FA, encoder=ag.encoders.linear(KEY, 3, FAMILY, rank=2),
-        objective=I.elbo_objective(**SETTINGS, num_samples=4), num_steps=1500, batch_size=40, learning_rate=0.03,
-    )  # fmt: skip
+        KEY,
+        XS,
+        model=FA,
+        encoder=ag.encoders.linear(KEY, 3, FAMILY, rank=2),
+        objective=I.elbo_objective(**SETTINGS, num_samples=4),
+        num_steps=1500,
+        batch_size=40,
+        learning_rate=0.03,
+    )
     gaps = [exact_gap(fit.encoder(x), x) for x in XS]
     assert bool(fit.finite) and np.mean(gaps) < 0.01
     before = [exact_gap(CONSTANT(x), x) for x in XS]
@@ -138,9 +144,11 @@ def test_conditioning_gap_of_a_filter_on_a_chain(x64):
     t = 4
     spread, cross = gain @ of_x @ gain.T, gain @ of_x
     past = conditioning_gap(
-        jnp.asarray(precision[t : t + 1, t : t + 1]), jnp.asarray(spread[t : t + 1, t : t + 1]),
-        jnp.asarray(cross[t : t + 1, : t + 1]), jnp.asarray(of_x[: t + 1, : t + 1]),
-    )  # fmt: skip
+        jnp.asarray(precision[t : t + 1, t : t + 1]),
+        jnp.asarray(spread[t : t + 1, t : t + 1]),
+        jnp.asarray(cross[t : t + 1, : t + 1]),
+        jnp.asarray(of_x[: t + 1, : t + 1]),
+    )
     # Directly: E[m_t | past] is the filter mean, and Var(m_t | past) = filter variance - smoother variance.
     kept = np.s_[: t + 1]
     filter_variance = np.linalg.inv(np.linalg.inv(covariance[kept, kept]) + np.eye(t + 1) / r)[t, t]
