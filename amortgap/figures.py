@@ -58,11 +58,7 @@ SPLITS = {"train": "-", "test": "--"}
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Apply the package's style sheet to figures made inside the `with` block, or in a function it decorates.
-
-    Yields:
-      Nothing.
-    """
+    """Apply the package's style sheet to figures made inside the `with` block, or in a function it decorates."""
     with as_file(files("amortgap") / "amortgap.mplstyle") as sheet, plt.style.context(str(sheet)):
         yield
 
@@ -73,9 +69,6 @@ def zero_line(ax: Axes, *, upright: bool = False) -> None:
     Args:
       ax: axes one of whose axes is a gap in nats.
       upright: whether that is the horizontal one.
-
-    Returns:
-      Nothing; the line is added to `ax`.
     """
     (ax.axvline if upright else ax.axhline)(0.0, color=PALETTE["ink"], linewidth=0.7, zorder=1)
 

@@ -101,7 +101,7 @@ def log_weights(
 
 
 def log_mean_exp(log_values: Float[Array, " n"]) -> Float[Array, ""]:
-    """Return `log (1/n) sum_s exp(l_s)` without overflow."""
+    """Return `log (1/n) sum_s exp(l_s)` of the n numbers l_s in `log_values`, without overflow."""
     return jax.scipy.special.logsumexp(log_values) - jnp.log(float(log_values.size))
 
 

@@ -19,12 +19,13 @@ def module_name(path):
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports(name, *, type_checking=False):
-    """Full names of everything that a module imports, inside its functions and by `importlib` too."""
+def imports(name, *, when_loaded=False):
+    """Full names of all imports of a module, in functions and for type checking too, or of those run on loading."""
     tree = ast.parse(FILES[name].read_text())
-    if not type_checking:
+    if when_loaded:
         for node in ast.walk(tree):
-            if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            type_checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            if type_checking or isinstance(node, ast.FunctionDef):
                 node.body = []
     package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
     found = set()
@@ -120,11 +121,18 @@ def test_there_are_no_cycles():
     assert not is_acyclic({**ALLOWED, "families": {"inference"}})
 
 
-def test_nothing_imports_the_experiments_and_only_networks_and_interop_know_flax():
+def test_nothing_imports_the_experiments_or_pickle():
     for name in FILES:
-        roots = {full.split(".")[0] for full in imports(name, type_checking=True)}
+        roots = {full.split(".")[0] for full in imports(name)}
         assert not roots & {"experiments", "tests", "pickle", "dill", "cloudpickle"}, name
+
+
+def test_only_networks_and_interop_know_flax_and_only_interop_loads_numpyro():
+    for name in FILES:
+        roots = {full.split(".")[0] for full in imports(name)}
         assert "flax" not in roots or name in ("amortgap.networks", "amortgap.interop.flax_module"), name
+        loaded = {full.split(".")[0] for full in imports(name, when_loaded=True)}
+        assert "numpyro" not in loaded or part(name) == "interop", name
 
 
 def test_the_reader_of_imports_sees_imports():
@@ -137,3 +145,8 @@ def test_the_reader_of_imports_sees_imports():
     assert "amortgap.sweep.cells" in internal("amortgap.sweep")
     assert "amortgap.interop.numpyro_model" in internal("amortgap.models")
     assert "sklearn.datasets.load_digits" in imports("amortgap.data.digits")
+    # Imports for type checking are seen, imports in functions also, but neither is run when the module is loaded.
+    assert "amortgap.objectives" in internal("amortgap")
+    lazy = "amortgap.diagnosis.html.write_diagnosis"
+    assert lazy in imports("amortgap.diagnosis.diagnose") - imports("amortgap.diagnosis.diagnose", when_loaded=True)
+    assert "numpyro.handlers" in imports("amortgap.interop.numpyro_model", when_loaded=True)

@@ -53,19 +53,79 @@ def test_the_reference_shows_every_public_module():
     assert set(re.findall(r"automodule:: amortgap\.(\w+)", pages)) >= set(MODULES)
 
 
-@pytest.mark.parametrize(("value", "module", "name"), public())
+# One line may stand for what another docstring says of the same names: "Args and Raises as in `elbo`."
+SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Formula", "Source")
+REFERENCE = re.compile(rf"^((?:(?:, | and )?(?:{'|'.join(SECTIONS)}))+) as in `(\w+)`", re.MULTILINE)
+
+
+def met(value):
+    """Names that a caller meets: parameters of a function, fields of a record."""
+    if inspect.isclass(value):
+        return tuple(getattr(value, "__dataclass_fields__", None) or getattr(value, "_fields", ()))
+    return tuple(inspect.signature(value).parameters)
+
+
+def references(value, section):
+    """What a docstring names in the place of one of its sections."""
+    named = {each.values[2]: each.values[0] for each in PUBLIC}
+    near = vars(sys.modules[value.__module__])
+    found = REFERENCE.findall(inspect.getdoc(value) or "")
+    return [near.get(name) or named.get(name) for sections, name in found if section in sections]
+
+
+def says(value, name):
+    """Whether a docstring tells of a parameter, by itself or by what it refers to."""
+    others = [other for section in ("Args", "Attributes") for other in references(value, section)]
+    here = re.search(rf"\b{re.escape(name)}\b", inspect.getdoc(value) or "")
+    return bool(here) or any(name in met(other) and says(other, name) for other in others if other is not None)
+
+
+PUBLIC = public()
+
+
+@pytest.mark.parametrize(("value", "module", "name"), PUBLIC)
 def test_docstring_names_everything_a_caller_meets(value, module, name):
     said = inspect.getdoc(value) or ""
     assert re.match(r"[^\n]{10,}", said), "no first sentence"
-    if inspect.isclass(value):
-        met = getattr(value, "__dataclass_fields__", None) or getattr(value, "_fields", ())
-    else:
-        met = inspect.signature(value).parameters
-        assert "Returns:" in said or re.search(r"\b[Rr]eturns?\b|\bYields?\b", said), "nothing about what returns"
+    if not inspect.isclass(value):
+        nothing = inspect.signature(value).return_annotation in ("None", "Iterator[None]")
+        assert nothing or re.search(r"\b[Rr]eturns?\b|\bYields?\b", said), "nothing about what returns"
         if module in MATHEMATICS:
-            assert "Formula:" in said, "no formula"
-    missing = [each for each in met if not each.startswith("_") and not re.search(rf"\b{re.escape(each)}\b", said)]
-    assert not missing
+            assert re.search(r"^Formula:|^.*\bFormula\b.* as in `|\A.*`[^`]+ [^`]+`", said, re.MULTILINE), "no formula"
+    assert [each for each in met(value) if not each.startswith("_") and not says(value, each)] == []
+    for sections, other in REFERENCE.findall(said):
+        assert other != name, "it refers to itself"
+        for section in SECTIONS:
+            assert None not in references(value, section), f"{other} is not public"
+            if section in sections and section not in ("Args", "Attributes"):
+                there = [inspect.getdoc(each) or "" for each in references(value, section)]
+                assert all(section in each for each in there), f"{other} has no {section}"
+
+
+def test_a_reference_stands_for_the_names_that_the_other_docstring_explains():
+    def shared(x, y):
+        """Return x and y."""
+
+    def silent(x, y):
+        """Return something."""
+
+    def refers(x, y, z):
+        """Return it with z.
+
+        Args as in `shared`.
+        """
+
+    def refers_in_vain(x):
+        """Args and Raises as in `silent`."""
+
+    home = sys.modules[__name__]
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (shared, silent):
+            patch.setattr(home, function.__name__, function, raising=False)
+        assert references(refers, "Args") == [shared] and references(refers, "Raises") == []
+        assert references(refers_in_vain, "Raises") == [silent]
+        assert all(says(refers, name) for name in "xyz")
+        assert not says(refers, "other") and not says(refers_in_vain, "x")
 
 
 @pytest.mark.parametrize(

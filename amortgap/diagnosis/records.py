@@ -137,20 +137,9 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosisRecord:
-    """The results of a diagnosis; `Diagnosis` adds the ways to read them.
+    """The results of a diagnosis.
 
-    Attributes:
-      findings: the first is the verdict: the costliest cause, or that nothing costs much.
-      train, test: the measurements on both parts of the data.
-      generalization: how much larger the amortization gap is on held-out data.
-      latents: activity of each latent.
-      coverage: calibration of the encoder's q, None where it cannot be measured.
-      remedies: those that were tried, the largest gain first; limits on gains come last.
-      skipped: name and reason of every remedy that was not tried.
-      worst: positions in `test.rows` of the largest inference gaps.
-      worst_inputs: these data.
-      settings: settings of the run: tolerance, budget, seconds, sizes.
-      image_shape: shape of a datum as an image, None if data are no images.
+    Attributes as in `Diagnosis`, which adds the ways to read them.
     """
 
     findings: tuple[Finding, ...]

@@ -90,7 +90,10 @@ class FixedWeights:
 @checked_record
 @dataclass(frozen=True)
 class FixedWeightsWithDensity(FixedWeights):
-    """The `FixedWeights` of a flow that has a density; made by `FixedWeights(flow, weights)`."""
+    """The `FixedWeights` of a flow that has a density; made by `FixedWeights(flow, weights)`.
+
+    Attributes as in `FixedWeights`.
+    """
 
     flow: FlowWithDensity
 
