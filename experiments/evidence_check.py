@@ -32,7 +32,7 @@ from studies.evidence.coverage import coverage
 from studies.evidence.figure import derive
 from studies.evidence.parts import bound_against_draws, make_case, methods, sandwich_ladder
 from studies.evidence.study import SCHEMA, Study, models
-from studies.verdicts import say_missed, tally
+from studies.requirements import say_missed, tally
 
 from amortgap.sweep import Cell, CellResult, make_cells
 from amortgap.sweep.script import Flat, SweepOptions, parse_study, run_study

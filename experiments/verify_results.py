@@ -44,6 +44,7 @@ from studies.certificate import figure as certificate_figure
 from studies.cremer2018 import figure as cremer2018_figure
 from studies.evidence import figure as evidence_figure
 from studies.remedies import figure as remedies_figure
+from studies.requirements import Requirement, near
 from studies.when_and_why import figure as when_and_why_figure
 
 from amortgap.sweep.committed import RUNS
@@ -125,14 +126,15 @@ def verdicts(folder: Path) -> Iterator[str]:
                 continue
             value = float(row["value"]) if row["value"] else math.nan
             if "target" in row:
-                target, tolerance = float(row["target"] or 0), float(row["tolerance"] or 0)
-                low, high = target - tolerance if row["target"] else -math.inf, target + tolerance
+                tolerance = float(row["tolerance"] or 0)
+                required = near(float(row["target"]), tolerance) if row["target"] else Requirement(high=tolerance)
             else:
-                low, high = float(row["low"] or -math.inf), float(row["high"] or math.inf)
+                required = Requirement(*(float(row[name]) if row[name] else None for name in ("low", "high")))
             # A table has six digits of what was compared: as close to a bound as that, either verdict may be right.
-            if min(abs(value - low), abs(value - high)) <= DIGITS * abs(value):
+            bounds = [bound for bound in (required.low, required.high) if bound is not None]
+            if min(abs(value - bound) for bound in bounds) <= DIGITS * abs(value):
                 continue
-            met = low <= value <= high
+            met = required.met(value)
             if met != (row["met"] == "True"):
                 yield f"{path}, line {number}: met is {row['met']}, but {value} against its requirement is {met}"
 

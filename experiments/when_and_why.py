@@ -31,7 +31,7 @@ from amortgap.runtime import prepare_compiler
 prepare_compiler(one_core=True)
 
 import jax
-from studies.verdicts import say_missed, tally
+from studies.requirements import say_missed, tally
 from studies.when_and_why import nonlinear as when_and_why_nonlinear
 from studies.when_and_why import saw as when_and_why_saw
 from studies.when_and_why.claims import claims

@@ -173,7 +173,8 @@ CALLS = [
     *[
         (
             lambda f=f: f(encoder=SimpleNamespace(encoder=ENCODER)),
-            r"encoder must be a function of one datum, got SimpleNamespace; its trained encoder is its attribute `encoder`",
+            "encoder must be a function of one datum, got SimpleNamespace; "
+            "its trained encoder is its attribute `encoder`",
         )
         for f in (fit_local, amortized, gaps)
     ],

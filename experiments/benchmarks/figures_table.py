@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# A benchmark is run as a script, from its own folder.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from studies.requirements import WITHIN, Requirement
+
 from amortgap.sweep import NOT_HASHED, Column, Schema, write_atomic
 from amortgap.sweep.committed import RESULTS, RUNS, check_promotion, promote
 from amortgap.sweep.sidecar import write_sidecar
@@ -18,9 +23,7 @@ SCHEMA = Schema(
         Column("figure", str, "what was measured", key=True),
         Column("value", float, "the measured value"),
         Column("unit", str, "its unit"),
-        Column("low", float, "least that it must reach, empty for no such goal"),
-        Column("high", float, "most that it may be, empty for no such goal"),
-        Column("met", bool, "whether it is within; empty without a goal"),
+        *WITHIN,
     ),
 )
 
@@ -43,11 +46,8 @@ def promote_output(config: Output, files: list[Path]) -> None:
 
 def row(figure: str, value: float, unit: str, *, low: float | None = None, high: float | None = None) -> dict[str, Any]:
     """Return one row of the table with its goal, if it has one, and print it as soon as it is known."""
-    value = float(value)
-    goal = " and ".join(
-        [*([f">= {low:g}"] if low is not None else []), *([f"<= {high:g}"] if high is not None else [])]
-    )
-    met = None if not goal else (low is None or value >= low) and (high is None or value <= high)
+    value, goal = float(value), Requirement(low, high)
+    met = goal.met(value)
     print(
         f"{figure:<60} {value:10.4g} {unit:<12} {goal}{': missed' if met is False else ''}", file=sys.stderr, flush=True
     )

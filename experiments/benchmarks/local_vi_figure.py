@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from figures_table import WITHIN
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,9 +23,7 @@ SCHEMA = Schema(
         Column("quantity", str, "what the value is, with its unit; shares and ratios have none", key=True),
         Column("value", float, "the value; empty if it was not reached or not measured"),
         Column("standard_error", float, "of the value over Monte Carlo draws, where it has one"),
-        Column("low", float, "least value that meets the goal, empty for none"),
-        Column("high", float, "largest value that meets the goal, empty for none"),
-        Column("met", bool, "whether it is met, empty without a goal or a value"),
+        *WITHIN,
     ),
 )
 

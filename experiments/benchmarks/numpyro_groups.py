@@ -1,15 +1,16 @@
-"""Local VI of a hierarchical NumPyro model with 1000 groups, against NumPyro's own SVI of every group.
+"""Local VI of a hierarchical NumPyro model with 1000 groups, beside NumPyro's own SVI.
 
     python experiments/benchmarks/numpyro_groups.py                    # preset default: a minute on two cores
     python experiments/benchmarks/numpyro_groups.py --preset smoke     # a minute, mostly compilation
 
 Both sides get the same posterior of a group and the same normal family; ELBOs are compared on the same draws. NumPyro
-is run in three ways: `SVI.run` for one group after the other, which is what a user writes and traces the model anew
-each time; the loop of `svi.update` alone, compiled once for all groups; and all groups in one plate. Compiling is left
-out of all but `SVI.run`, where the program is found in a cache and tracing remains. Writes numpyro_groups.csv and
-numpyro_groups.json to OUT. Numbers to expect: `fit_local` a thousand times faster a group than
-`SVI.run` (goal 50), within 0.01 nats of it; the whole diagnosis of an encoder for these groups in a minute (goal under
-five).
+is run in three ways: `SVI.run` for one group after the other, which traces the model anew each time; the loop of
+`svi.update` alone, compiled once for all groups; and all groups in one plate. Compiling is left out of all but
+`SVI.run`, where the program is found in a cache and tracing remains. The times of the three ways are no fair comparison
+with `fit_local`: the rate and the number of steps of NumPyro are not tuned, and no practitioner calls `SVI.run` for
+every group. Writes numpyro_groups.csv and numpyro_groups.json to OUT. Numbers to expect: 0.39 ms a group for
+`fit_local`, with ELBOs within 0.01 nats of those of `SVI.run` (a goal); the diagnosis of an encoder for these groups in
+21 s (goal 300 s).
 """
 
 from __future__ import annotations
@@ -199,7 +200,6 @@ def main() -> int:
         row("groups certified to 0.01 nats", float(fit.converged.mean()), "share"),
         row("fit_local a group", 1e3 * ours / args.groups, "ms"),
         row("SVI.run a group", 1e3 * theirs.seconds_run, "ms"),
-        row("SVI.run a group against fit_local", theirs.seconds_run * args.groups / ours, "times", low=50),
         row("SVI's loop alone a group", 1e3 * theirs.seconds_loop, "ms"),
         row("SVI's loop alone a group against fit_local", theirs.seconds_loop * args.groups / ours, "times"),
         row("SVI of all groups in one plate, a group", 1e3 * theirs.seconds_plate, "ms"),

@@ -1,33 +1,13 @@
-"""What scripts say of tables: how many requirements are met, and which claims have a verdict.
+"""Which claims have a verdict.
 
-`met` of a row is True, False, or None where there is no requirement. A claim about trainings has a verdict only if they
-had converged, if two that are compared have three seeds or more, and if its test withstands the number of tests.
+A claim about trainings has one only if the trainings had converged, if each of two that are compared has three seeds or
+more, and if the test of the claim withstands a correction for the number of tests.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
-
-
-def tally(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Return how many rows have a requirement and how many of them miss it, for the sidecar."""
-    return {
-        "checked": sum(row["met"] is not None for row in rows),
-        "missed": sum(row["met"] is False for row in rows),
-    }
-
-
-def say_missed(rows: list[dict[str, Any]], what: str) -> int:
-    """Print the rows that miss their requirement and a line that counts them; return their number."""
-    found = tally(rows)
-    for row in rows:
-        if row["met"] is False:
-            print(f"missed: {row}")
-    print(f"{found['checked'] - found['missed']} of {found['checked']} {what} met")
-    return found["missed"]
-
 
 # A claim holds, does not hold, or is not resolved.
 HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"

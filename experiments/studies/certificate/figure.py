@@ -14,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from amortgap.figures import PALETTE, save, style
 from amortgap.sweep import Column, Schema, read_csv
+from studies.requirements import Requirement
 
 SCHEMA = Schema(
     version=1,
@@ -46,10 +47,11 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         hits = [
             abs(row["estimated"] - row["true"]) <= 2 * row["standard_error"] + 0.1 * row["true"] + 1e-4 for row in near
         ]
-        share = sum(hits) / max(len(hits), 1)
-        found[f"share of certificates within their error, {model}"] = {"value": share, "met": share >= 0.9}
+        share, required = sum(hits) / max(len(hits), 1), Requirement(low=0.9)
+        found[f"share of certificates within their error, {model}"] = {"value": share, "met": required.met(share)}
     worst = max((row["true"] for row in rows if row["converged"]), default=0.0)
-    found["largest loss of a fit called converged, nats"] = {"value": worst, "met": worst <= 3 * TOLERANCE}
+    required = Requirement(high=3 * TOLERANCE)
+    found["largest loss of a fit called converged, nats"] = {"value": worst, "met": required.met(worst)}
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 import amortgap as ag
 from amortgap.sweep import Column, Schema
+from studies.requirements import WITHIN, Requirement
 
 SCHEMA = Schema(
     version=1,
@@ -23,9 +24,7 @@ SCHEMA = Schema(
         Column("quantity", str, "what the value is, with its unit; shares and coverages have none", key=True),
         Column("value", float, "the value; empty if not finite"),
         Column("standard_error", float, "of the value, over data or replicates"),
-        Column("low", float, "least value that meets the requirement, empty for none"),
-        Column("high", float, "largest value that meets the requirement, empty for none"),
-        Column("met", bool, "whether it is met, empty without a requirement"),
+        *WITHIN,
     ),
 )
 
@@ -69,9 +68,6 @@ class Study:
 def row(part: str, model: str, method: str, quantity: str, value: Any, error: Any = None, **required: Any) -> dict:
     """One row; `low` and `high` are what the value must lie between."""
     low, high = required.get("low"), required.get("high")
-    met = None
-    if low is not None or high is not None:
-        met = bool((low is None or value >= low) and (high is None or value <= high))
     return {
         "part": part,
         "model": model,
@@ -81,7 +77,7 @@ def row(part: str, model: str, method: str, quantity: str, value: Any, error: An
         "standard_error": None if error is None or not np.isfinite(error) else float(error),
         "low": None if low is None else float(low),
         "high": None if high is None else float(high),
-        "met": met,
+        "met": Requirement(low, high).met(value),
     }
 
 

@@ -15,6 +15,7 @@ import amortgap as ag
 from amortgap.inference import GlobalLocalFit, amortized_factors, global_local_vi
 from amortgap.networks import dense
 from amortgap.sweep import Column, Schema
+from studies.requirements import NEAR, Requirement, near
 
 SCHEMA = Schema(
     version=1,
@@ -29,9 +30,7 @@ SCHEMA = Schema(
         Column("value", float, "the value; empty if not finite or never reached"),
         Column("seconds", float, "wall time of the steps so far, evaluation and compilation left out"),
         Column("visits", float, "local bounds computed with their gradients so far"),
-        Column("target", float, "exact or required value"),
-        Column("tolerance", float, "largest distance from the target that meets it, or largest value without a target"),
-        Column("met", bool, "whether the target is met, empty without one"),
+        *NEAR,
     ),
 )
 
@@ -133,15 +132,14 @@ def row(part: str, method: str, quantity: str, value: Any, **more: Any) -> dict[
         name: (None if item is None or (isinstance(item, float) and not math.isfinite(item)) else item)
         for name, item in more.items()
     }
-    target, tolerance = more.get("target"), more.get("tolerance", 0.0)
-    if target is not None:
-        base["met"] = base["value"] is not None and abs(base["value"] - target) <= tolerance
+    if more.get("target") is not None:
+        base["met"] = near(more["target"], more.get("tolerance", 0.0)).met(base["value"])
     return base
 
 
 def at_most(limit: float, value: float | None) -> dict[str, Any]:
     """Target columns of a value that may not exceed `limit`."""
-    return {"tolerance": limit, "met": value is not None and math.isfinite(value) and value <= limit}
+    return {"tolerance": limit, "met": Requirement(high=limit).met(value)}
 
 
 def published_loss(elbo: Any, num_data: int) -> float:
