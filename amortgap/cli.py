@@ -101,9 +101,15 @@ def diagnose(
         raise ValueError(f"--budget must be at least {ag.diagnosis.MINIMUM_BUDGET + drawing:g} seconds, got {budget:g}")
     found = load_problem(problem)
     diagnosis = ag.diagnose(
-        jax.random.key(seed), found.pop("xs_train"), found.pop("xs_test"), **found, budget=budget - drawing,
-        max_data=max_data, tolerance=tolerance, progress=True,
-    )  # fmt: skip
+        jax.random.key(seed),
+        found.pop("xs_train"),
+        found.pop("xs_test"),
+        **found,
+        budget=budget - drawing,
+        max_data=max_data,
+        tolerance=tolerance,
+        progress=True,
+    )
     # What was asked for is the whole; the report is drawn in the rest.
     diagnosis = dataclasses.replace(diagnosis, settings=diagnosis.settings | {"budget": budget})
     print(diagnosis.summary())
@@ -187,9 +193,11 @@ def main(args: Sequence[str] | None = None) -> int:
         if words[:1] == ["run"]:
             run(words[1:])
         return tyro.extras.subcommand_cli_from_dict(
-            {"diagnose": diagnose, "report": report, "run": _run_listed}, prog="amortgap", args=words,
+            {"diagnose": diagnose, "report": report, "run": _run_listed},
+            prog="amortgap",
+            args=words,
             description="How many nats an amortized encoder loses, why, and how sure we are.",
-        )  # fmt: skip
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """The nats that local VI says it misses, against those it does miss, on models whose optimum is known exactly.
 
-    python experiments/certificate_check.py                    # preset default: half a minute on one core
+    python experiments/certificate_check.py                    # preset default: 1.2 minutes on one core
     python experiments/certificate_check.py --preset smoke     # a minute, mostly compilation
 
 Fits from the prior are broken off after growing numbers of steps and judged by their own `suboptimality`; the exact

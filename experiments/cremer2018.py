@@ -1,6 +1,6 @@
 """Inference suboptimality in variational autoencoders (2018): every table and figure again, with intervals.
 
-    python experiments/cremer2018.py --cluster local:2     # preset laptop: 45 minutes on two cores
+    python experiments/cremer2018.py --cluster local:2     # preset laptop: 28 minutes on two cores
     python experiments/cremer2018.py --preset paper        # the published protocol, for a GPU
     python experiments/cremer2018.py --preset smoke        # a minute or two on digits, mostly compilation
 

@@ -124,8 +124,10 @@ def least_squares(
     Source: Aitken, "On least squares and linear combination of observations" (1935).
     """
     # In double precision on the host.
-    f, m, p = (np.asarray(as_data(name, value), np.float64) for name, value in
-               (("features", features), ("means", means), ("precisions", precisions)))  # fmt: skip
+    f, m, p = (
+        np.asarray(as_data(name, value), np.float64)
+        for name, value in (("features", features), ("means", means), ("precisions", precisions))
+    )
     n, d = m.shape
     if f.ndim != 2 or len(f) != n or p.shape not in ((n, d, d), (1, d, d)):
         raise ValueError(

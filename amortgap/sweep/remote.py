@@ -60,8 +60,17 @@ class DaskExecutor:
         # As a task of its own the computation travels once to each worker, so that what it compiled there is kept.
         shared = self.client.submit(_itself, task, pure=False)
         keys = [f"cell-{unit[0].cell.key[:12]}-{uuid.uuid4().hex}" for unit in units]
-        futures = self.client.map(_remote, list(units), keys, task=shared, expected=comparable(versions()),
-                                  gpus=self.gpus, key=keys, pure=False, resources=resources)  # fmt: skip
+        futures = self.client.map(
+            _remote,
+            list(units),
+            keys,
+            task=shared,
+            expected=comparable(versions()),
+            gpus=self.gpus,
+            key=keys,
+            pure=False,
+            resources=resources,
+        )
         pending = {future.key: (future, unit) for future, unit in zip(futures, units, strict=True)}
         for future in futures:
             future.add_done_callback(done.put)

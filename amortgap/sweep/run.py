@@ -223,8 +223,11 @@ def _progress(total: int, status: Mapping[str, str]) -> Iterator[Callable[[str],
 
     def tell() -> None:
         while not ended.wait(TELL_SECONDS):
-            print(f"{done} of {total} cells done, {failed} failed, {(time.monotonic() - began) / 60:.1f} minutes",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"{done} of {total} cells done, {failed} failed, {(time.monotonic() - began) / 60:.1f} minutes",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def step(outcome: str) -> None:
         nonlocal done, failed

@@ -1,12 +1,12 @@
 """What log p(x) costs on a 50-200-200-784 Bernoulli decoder: memory, rate against the floor, AIS against blackjax.
 
-    python experiments/benchmarks/evidence.py                    # preset default: 42 s on two cores
+    python experiments/benchmarks/evidence.py                    # preset default: 51 s on two cores
     python experiments/benchmarks/evidence.py --preset smoke     # half a minute, mostly compilation
 
 Needs the extra [bench], which is blackjax. Writes evidence.csv and evidence.json to OUT. All rates of
 one comparison are measured in turns within this one run, and a ratio is the median over the turns.
-Numbers to expect: temporary memory of IWAE-5000 on 1000 points 9 MiB; 0.35 of the rate that the decoder's matrix
-products alone would allow (goal 0.5); exactly L gradients a temperature; AIS 1.5 times as fast as the same estimator
+Numbers to expect: temporary memory of IWAE-5000 on 1000 points 9 MiB; 0.47 of the rate that the decoder's matrix
+products alone would allow (goal 0.5); exactly L gradients a temperature; AIS 1.38 times as fast as the same estimator
 composed from blackjax (goal 1.15).
 """
 

@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
     # The benchmark keeps its other parts to one core, and a child inherits that.
@@ -20,12 +20,13 @@ if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from timing import turns
 
 import amortgap as ag
-from amortgap._internal.devices import Layout
 from amortgap.inference.local.natural_gradient import ascend
 
+Tree = TypeVar("Tree")
 PIXELS = 784
 # Decoder rows in flight on one core, and on each of several devices, where a call has more to do besides.
 ROWS = 1000
@@ -37,12 +38,17 @@ def gradient_flops(sizes: tuple[int, ...]) -> float:
     return 4.0 * sum(a * b for a, b in itertools.pairwise(sizes))
 
 
+def place(tree: Tree, *, split: bool) -> Tree:
+    """Place arrays in equal shares of their rows on all devices, or a copy of them on each."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data") if split else PartitionSpec()))
+
+
 def matmuls(sizes: tuple[int, ...], steps: int, *, rows: int = ROWS) -> tuple[Callable[[], jax.Array], float]:
     """Return a call that does the products in `steps` gradients of `rows` rows on every device, and their count."""
-    layout = Layout(jax.devices())
     key = jax.random.key(1)
-    weights = layout.replicate([jax.random.normal(key, shape) / 10 for shape in itertools.pairwise(sizes)])
-    batch = layout.shard(jax.random.normal(key, (rows * len(layout.devices), sizes[0])))
+    weights = place([jax.random.normal(key, shape) / 10 for shape in itertools.pairwise(sizes)], split=False)
+    batch = place(jax.random.normal(key, (rows * jax.device_count(), sizes[0])), split=True)
 
     @jax.jit
     def run(batch: jax.Array, weights: list[jax.Array]) -> jax.Array:
@@ -59,16 +65,15 @@ def matmuls(sizes: tuple[int, ...], steps: int, *, rows: int = ROWS) -> tuple[Ca
     return lambda: run(batch, weights), float(steps * len(batch))
 
 
-def kernel(model: Any, points: int, steps: int) -> tuple[Callable[[], jax.Array], float]:
+def kernel(model: ag.models.DeepLatentGaussian, points: int, steps: int) -> tuple[Callable[[], jax.Array], float]:
     """Return a call that takes `steps` natural-gradient steps for every point, and the number of gradients."""
-    layout = Layout(jax.devices())
-    points = layout.size(points, points)
-    xs = layout.shard(jnp.ones((points, model.data_dim)).at[:, ::2].set(0))
-    noises = layout.shard(jax.random.normal(jax.random.key(2), (points, steps, model.latent_dim)))
-    model = layout.replicate(model)
+    points = jax.device_count() * -(-points // jax.device_count())
+    xs = place(jnp.ones((points, model.data_dim)).at[:, ::2].set(0), split=True)
+    noises = place(jax.random.normal(jax.random.key(2), (points, steps, model.latent_dim)), split=True)
+    model = place(model, split=False)
 
     @jax.jit
-    def run(noises: jax.Array, xs: jax.Array, model: Any) -> jax.Array:
+    def run(noises: jax.Array, xs: jax.Array, model: ag.models.DeepLatentGaussian) -> jax.Array:
         def one(noise: jax.Array, x: jax.Array) -> jax.Array:
             gradient = jax.grad(lambda z: -model.log_joint(z, x))
             start = jnp.zeros(model.latent_dim), jnp.full(model.latent_dim, 0.3)
@@ -88,7 +93,7 @@ def main() -> None:
     )
     count = jax.device_count()
     together = ROWS_SHARDED // 2 * count
-    square = Layout(jax.devices()).shard(jnp.ones((count, 2048, 2048)))
+    square = place(jnp.ones((count, 2048, 2048)), split=True)
     product = jax.jit(lambda a: a @ a)
     calls, amount = {}, {}
     calls["kernel"], amount["kernel"] = kernel(model, together, steps)
