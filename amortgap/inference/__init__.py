@@ -1,9 +1,11 @@
 """Inference: per-datum and amortized maximisation of the same ELBO."""
 
-from amortgap.inference.hierarchical.elbo import whole_elbo
-from amortgap.inference.hierarchical.exact import FactorizedOptimum, LocalOptima, factorized_optimum, local_optima
+from amortgap.inference.hierarchical.ascent import GlobalLocalTrace
+from amortgap.inference.hierarchical.elbo import hierarchical_elbo, whole_elbo
+from amortgap.inference.hierarchical.exact import FactorizedOptimum, factorized_optimum
 from amortgap.inference.hierarchical.factors import LocalFactors, amortized_factors, constant_factors, free_factors
-from amortgap.inference.hierarchical.fit import GlobalLocalFit, GlobalLocalTrace, global_local_vi
+from amortgap.inference.hierarchical.fit import GlobalLocalFit, global_local_vi
+from amortgap.inference.hierarchical.newton import LocalOptima, local_optima
 from amortgap.inference.local.local_vi import LocalFit, fit_local, local_vi
 from amortgap.inference.local.restarts import local_vi_from_starts
 from amortgap.inference.refinement.buffered import buffered_bound
@@ -46,6 +48,7 @@ __all__ = [
     "fit_local",
     "free_factors",
     "global_local_vi",
+    "hierarchical_elbo",
     "iterative_amortized_vi",
     "iterative_encoder",
     "iwae_objective",

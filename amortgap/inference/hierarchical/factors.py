@@ -1,19 +1,20 @@
 """Where the parameters of the local factors come from: shared, free for every datum, or from an encoder.
 
-`factors(index, x, theta) -> phi`, a callable pytree; the choice is orthogonal to whether the factors depend on theta.
+`factors(index, x, theta) -> phi` is a callable pytree. Whether the factors depend on theta is another choice, made by
+passing a `Branch` in the place of a family.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from amortgap._internal.checks import check_count, check_encoder, check_phis, check_trainable, num_rows
 from amortgap.families.conditional import Branch
+from amortgap.protocols import Data, Datum, Encoder, Family, HierarchicalModel
 
 KINDS = ("constant", "free", "amortized")
 
@@ -29,30 +30,30 @@ class LocalFactors:
       kind: "constant", "free" or "amortized".
     """
 
-    source: Any
+    source: PyTree
     branch: Branch | None
     kind: str = field(metadata={"static": True})
 
-    def __call__(self, index: Array, x: Any, theta: Float[Array, " K"]) -> Float[Array, " phi"]:
+    def __call__(self, index: Array, x: Datum, theta: Float[Array, " K"]) -> Float[Array, " phi"]:
         """Return phi of the datum x, number `index` of the data, at theta."""
         if self.kind == "amortized":
-            own = self.source(encoder_input(x))
+            parameters = self.source(encoder_input(x))
         else:
-            own = self.source[index] if self.kind == "free" else self.source
-        return own if self.branch is None else self.branch.given(theta, own)
+            parameters = self.source[index] if self.kind == "free" else self.source
+        return parameters if self.branch is None else self.branch.given(theta, parameters)
 
 
-def encoder_input(x: Any) -> Any:
-    """Return what the encoder reads: the entry "input" of a datum that has one, else the whole datum."""
+def encoder_input(x: Datum) -> Datum:
+    """Return the encoder's part of a datum: its entry "input" where it has one, else the whole datum."""
     return x["input"] if isinstance(x, dict) and "input" in x else x
 
 
-def model_datum(x: Any) -> Any:
-    """Return what the model reads: the entry "datum" of a datum that has one, else the whole datum."""
+def model_datum(x: Datum) -> Datum:
+    """Return the model's part of a datum: its entry "datum" where it has one, else the whole datum."""
     return x["datum"] if isinstance(x, dict) and "datum" in x else x
 
 
-def constant_factors(family: Any) -> LocalFactors:
+def constant_factors(family: Family | Branch) -> LocalFactors:
     """Return one factor shared by all data (constant-factor VI); starts at the family's standard member.
 
     Formula: `q(theta, z) = q0(theta) prod_i q(z_i; phi)`.
@@ -68,8 +69,10 @@ def constant_factors(family: Any) -> LocalFactors:
     return LocalFactors(source=family.standard(), branch=_branch(family), kind="constant")
 
 
-def free_factors(family: Any, num_data: int, *, start: Any = None) -> LocalFactors:
-    """Return a factor of its own for every datum (factorized VI).
+def free_factors(
+    family: Family | Branch, num_data: int, *, start: Float[Array, "N size"] | None = None
+) -> LocalFactors:
+    """Return a separate factor for every datum (factorized VI).
 
     Formula: `q(theta, z) = q0(theta) prod_i q(z_i; phi_i)`.
 
@@ -93,7 +96,7 @@ def free_factors(family: Any, num_data: int, *, start: Any = None) -> LocalFacto
     return LocalFactors(source=jnp.asarray(start), branch=_branch(family), kind="free")
 
 
-def amortized_factors(encoder: Any, family: Any) -> LocalFactors:
+def amortized_factors(encoder: Encoder, family: Family | Branch) -> LocalFactors:
     """Return factors from an encoder of the datum (amortized VI).
 
     Formula: `q(theta, z) = q0(theta) prod_i q(z_i; encoder(x_i))`.
@@ -110,17 +113,11 @@ def amortized_factors(encoder: Any, family: Any) -> LocalFactors:
     return LocalFactors(source=encoder, branch=_branch(family), kind="amortized")
 
 
-def check_factors(factors: Any, xs: Any, family: Any, model: Any) -> None:
+def check_factors(factors: object, xs: Data, family: Family, model: HierarchicalModel) -> None:
     """Refuse factors that do not fit family, model or data.
 
-    Args:
-      factors: LocalFactors.
-      xs: data, [N, ...].
-      family: family of the local factors.
-      model: model with a global part.
-
     Raises:
-      ValueError: not LocalFactors; a size that is not the family's; not one row for each datum; a branch on another
+      ValueError: no LocalFactors; a size that is not the family's; not one row for each datum; a branch on another
         family or theta.
     """
     if not isinstance(factors, LocalFactors):
@@ -141,5 +138,5 @@ def check_factors(factors: Any, xs: Any, family: Any, model: Any) -> None:
         raise ValueError(f"{factors.kind} factors must have shape {shape}, got {jnp.shape(factors.source)}")
 
 
-def _branch(family: Any) -> Branch | None:
+def _branch(family: Family | Branch) -> Branch | None:
     return family if isinstance(family, Branch) else None

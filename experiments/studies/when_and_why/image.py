@@ -12,7 +12,7 @@ import numpy as np
 import amortgap as ag
 from amortgap.data import DataSet
 from amortgap.expectations import Expectation
-from amortgap.inference import amortized_factors, constant_factors, free_factors, global_local_vi, whole_elbo
+from amortgap.inference import amortized_factors, constant_factors, free_factors, global_local_vi, hierarchical_elbo
 from studies.when_and_why.exact import Rows
 from studies.when_and_why.models import bayesian_decoder
 from studies.when_and_why.study import Study, row
@@ -107,7 +107,7 @@ def image(study: Study, method: str, width: int) -> Rows:
 def _image_elbo(key: jax.Array, fit: Any, xs: Any, model: Any, global_family: Any, family: Any) -> Any:
     draws = Expectation(size=20, estimator="total")
     one = Expectation(size=1, estimator="total")
-    return whole_elbo(
+    return hierarchical_elbo(
         key,
         fit.global_phi,
         fit.factors,

@@ -11,7 +11,7 @@ from hierarchies import Nonlinear, scalar_regression
 import amortgap as ag
 from amortgap.expectations import CUBATURE, Expectation, nodes
 from amortgap.families import Branch
-from amortgap.inference import constant_factors, free_factors, whole_elbo
+from amortgap.inference import constant_factors, free_factors, hierarchical_elbo
 from amortgap.models import fix_global
 from amortgap.objectives import bound
 
@@ -59,18 +59,20 @@ def test_at_the_optimum_of_each_structure_the_elbo_is_evidence_minus_its_kl(stru
     global_family, family, phi, factors = parts(structure)(model, posterior, xs)
     given = {"model": model, "global_family": global_family, "family": family}
     rules = {"global_expectation": CUBATURE, "local_expectation": CUBATURE}
-    found = float(whole_elbo(None, phi, factors, xs, **given, **rules))
+    found = float(hierarchical_elbo(None, phi, factors, xs, **given, **rules))
     assert found == pytest.approx(model.log_evidence_of_data(xs) - posterior.approximation_gap(structure), abs=1e-9)
     # Minibatches: the mean over all batches of two is the whole.
     batches = [
-        whole_elbo(None, phi, factors, xs, **given, **rules, rows=jnp.array(rows))
+        hierarchical_elbo(None, phi, factors, xs, **given, **rules, rows=jnp.array(rows))
         for rows in itertools.combinations(range(3), 2)
     ]
     assert float(jnp.mean(jnp.array(batches))) == pytest.approx(found, abs=1e-9)
     assert np.std(batches) > 0.01
     # Monte Carlo, on both levels, is unbiased.
     draws = {"global_expectation": Expectation(size=4), "local_expectation": Expectation(size=2, estimator="total")}
-    values = jax.jit(jax.vmap(lambda k: whole_elbo(k, phi, factors, xs, **given, **draws)))(jax.random.split(key, 200))
+    values = jax.jit(jax.vmap(lambda k: hierarchical_elbo(k, phi, factors, xs, **given, **draws)))(
+        jax.random.split(key, 200)
+    )
     error = float(jnp.std(values, ddof=1)) / np.sqrt(200)
     assert abs(float(jnp.mean(values)) - found) < 4 * error + 1e-9
 
@@ -84,7 +86,7 @@ def test_with_theta_fixed_the_local_part_is_the_sum_of_one_datum_elbos(x64):
     given = {"model": model, "global_family": NORMAL, "family": NORMAL, "local_expectation": CUBATURE}
     fixed = fix_global(model, theta)
     each = jax.vmap(lambda phi, x: ag.cubature_elbo(phi, x, model=fixed, family=NORMAL))(factors.source, xs)
-    exact = whole_elbo(None, phi, factors, xs, **given, global_expectation=CUBATURE)
+    exact = hierarchical_elbo(None, phi, factors, xs, **given, global_expectation=CUBATURE)
     exact -= NORMAL.entropy(phi) + model.log_prior(theta)
     assert float(exact) == pytest.approx(float(jnp.sum(each)), abs=1e-9)
 

@@ -1,5 +1,8 @@
 """Global and local VI against exact optima: factorized by Newton steps, amortized by L-BFGS and by Adam."""
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +18,8 @@ from amortgap.inference import (
     factorized_optimum,
     free_factors,
     global_local_vi,
+    hierarchical_elbo,
     local_optima,
-    whole_elbo,
 )
 
 NORMAL = ag.families.MeanFieldNormal(1)
@@ -115,6 +118,56 @@ def test_multiple_starts_find_the_better_of_two_modes_and_extreme_data_stay_fini
     assert bool(fit.finite) and np.isfinite(np.asarray(fit.trace.elbo)).all()
 
 
+@dataclasses.dataclass(frozen=True)
+class Counted(Nonlinear):
+    """The nonlinear model with a prior mean of theta as its weight, which says when it is traced."""
+
+    centre: jax.Array
+    say: Callable[[], None] = dataclasses.field(metadata={"static": True})
+
+    def log_prior(self, theta):
+        self.say()
+        return -0.5 * jnp.sum((theta - self.centre) ** 2)
+
+
+jax.tree_util.register_dataclass(Counted)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "factorized"])
+def test_seeds_data_and_weights_of_one_shape_never_retrace(optimizer):
+    traces = []
+
+    def say():
+        traces.append(None)
+
+    def fit(seed):
+        key = jax.random.key(seed)
+        model, xs = Counted(jnp.full(1, float(seed)), say), jax.random.normal(key, (5, 1))
+        if optimizer == "factorized":
+            return factorized_optimum(
+                xs, model=model, starts=NORMAL.standard()[None], max_sweeps=2, tolerance=-1.0, **FAMILIES
+            )
+        factors = amortized_factors(ag.encoders.linear(key, 1, NORMAL, rank=1), NORMAL)
+        return global_local_vi(
+            key,
+            xs,
+            model=model,
+            factors=factors,
+            optimizer=optimizer,
+            num_steps=6,
+            num_evaluations=3,
+            batch_size=None if optimizer == "lbfgs" else 2,
+            **FAMILIES,
+            **EXACT,
+        )
+
+    first = fit(1)
+    once = len(traces)
+    second = fit(2)
+    assert 0 < once == len(traces)
+    assert float(first.elbo) != float(second.elbo)
+
+
 def bad(key, **changes):
     model, xs = scalar_regression(key, 8)
     given = {"model": model, "factors": constant_factors(NORMAL), "num_steps": 20, **FAMILIES, **changes}
@@ -142,7 +195,7 @@ def bad(key, **changes):
         ({"num_steps": 5}, "num_steps must be a whole number, at least 20"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_computed(changes, message, key):
+def test_bad_input_is_refused_before_anything_is_computed(changes, message, key, as_users_call):
     with pytest.raises(ValueError, match=message):
         bad(key, **changes)
 
@@ -160,7 +213,7 @@ def test_rules_that_cannot_serve_are_refused(key):
         ag.quadrature_elbo(family.standard(), jnp.ones(1), model=wide, family=family)
     linear_model, data = scalar_regression(key, 8)
     with pytest.raises(ValueError, match=r"rows.shape\[0\] must be a whole number, between 1 and 8"):
-        whole_elbo(
+        hierarchical_elbo(
             key,
             NORMAL.standard(),
             constant_factors(NORMAL),
