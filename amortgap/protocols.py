@@ -237,6 +237,16 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsWeights(Protocol):
+    """A record that knows which of its arrays are trained, such as the encoders and networks of this package."""
+
+    @property
+    def num_weights(self) -> int:
+        """Number of trained scalars."""
+        ...
+
+
 def is_diagonal(family: object) -> bool:
     """Return whether a family is normal with all diagonal covariances and no others."""
     return isinstance(family, Normal) and bool(family.diagonal)

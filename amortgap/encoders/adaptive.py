@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,8 @@ from jaxtyping import Array, Float
 from amortgap._internal.checks import check_count, check_key
 from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE, check_row
-from amortgap.networks import Network, count_weights, dense
-from amortgap.protocols import HasHead
+from amortgap.networks import Network, dense, weight_count
+from amortgap.protocols import Datum, Encoder, Family, HasHead, Head
 
 
 @checked_record
@@ -47,18 +46,15 @@ class AdaptiveEncoder:
             h = jax.nn.elu((1 + scale) * layer(h) + shift)
         return last(h)
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return count_weights((self.layers, self.hyper))
+    num_weights = weight_count("layers", "hyper")
 
 
 def instance_adaptive(
-    key: jax.Array, in_dim: int, family: Any, *, width: int = 64, depth: int = 2, hyper_width: int = 16
+    key: jax.Array, in_dim: int, family: Family | Head, *, width: int = 64, depth: int = 2, hyper_width: int = 16
 ) -> AdaptiveEncoder:
     """Return an encoder whose units are modulated by a hypernetwork that reads the same datum.
 
-    Formula: as in `AdaptiveEncoder`; the hypernetwork starts at no modulation.
+    Formula: as in `AdaptiveEncoder`; the output layer of the hypernetwork starts at zero, which is no modulation.
 
     Args:
       key: typed key of the initial weights.
@@ -100,20 +96,17 @@ class SharedFlowEncoder:
       weights: of the flow, [family.size - family.head.size], trained.
     """
 
-    head: Any
+    head: Encoder
     weights: Float[Array, " weights"]
 
-    def __call__(self, x: Any) -> Float[Array, " size"]:
+    def __call__(self, x: Datum) -> Float[Array, " size"]:
         """Return phi for one datum."""
         return jnp.concatenate([self.head(x), self.weights])
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return self.head.num_weights + self.weights.size
+    num_weights = weight_count("head", "weights")
 
 
-def shared_flow(head: Any, family: Any) -> SharedFlowEncoder:
+def shared_flow(head: Encoder, family: Family) -> SharedFlowEncoder:
     """Return an encoder whose flow weights are shared over data and whose head, context included, reads the datum.
 
     Formula: `phi = [head(x), weights]`; the weights start at those of the family's standard member.

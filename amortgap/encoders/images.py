@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -12,7 +11,8 @@ from jaxtyping import Array, Float
 from amortgap._internal.checks import in_shape
 from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE
-from amortgap.networks import Network, convolutions, count_weights
+from amortgap.networks import Activation, Network, convolutions, weight_count
+from amortgap.protocols import Family, Head
 
 
 @checked_record
@@ -36,30 +36,34 @@ class ImageEncoder:
         """
         return self.network(in_shape(x, self.shape))
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return count_weights(self.network)
+    num_weights = weight_count("network")
 
 
 def conv(
-    key: jax.Array, shape: tuple[int, int, int], family: Any, *, channels: Sequence[int] = (16, 32, 64)
+    key: jax.Array,
+    shape: tuple[int, int, int],
+    family: Family | Head,
+    *,
+    channels: Sequence[int] = (16, 32, 64),
+    activation: Activation = jax.nn.elu,
 ) -> ImageEncoder:
     """Return a convolutional encoder, such as for 28 x 28 x 1 or 32 x 32 x 3 images.
 
-    Formula: for every entry of `channels` a 3 x 3 convolution of stride two and elu, then an affine layer to phi.
+    Formula: for every entry of `channels` a 3 x 3 convolution of stride two and the activation, then an affine layer.
 
     Args:
       key: typed key of the initial weights.
       shape: (height, width, channels) of an image.
       family: variational family.
       channels: output channels of every convolution.
+      activation: an elementwise function, or one of `amortgap.networks.ACTIVATIONS`.
 
     Returns:
       ImageEncoder, from one image [height, width, channels] or its entries in a row to phi [family.size].
 
     Raises:
-      ValueError: bad key, a shape that is not three positive sizes, or no or bad channels.
+      ValueError: bad key, a shape that is not three positive sizes, no or bad channels, or an unknown activation.
     """
-    sizes: Any = tuple(shape)
-    return ImageEncoder(convolutions(key, sizes, channels, family.size, output_scale=OUTPUT_SCALE), sizes)
+    network = convolutions(key, tuple(shape), channels, family.size, activation=activation, output_scale=OUTPUT_SCALE)
+    height, width, depth = shape
+    return ImageEncoder(network, (height, width, depth))

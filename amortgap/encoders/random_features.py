@@ -1,19 +1,20 @@
-"""Encoders that are linear in what is trained, so that their best weights are a least-squares problem."""
+"""Encoders that are linear in their weights, so that the best weights solve a least-squares problem."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import as_data, check_count, check_key
-from amortgap._internal.least_squares import generalised_least_squares
 from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import check_row
+from amortgap.encoders.least_squares import least_squares
+from amortgap.networks import weight_count
+from amortgap.protocols import Family, Head
 
 
 @checked_record
@@ -51,13 +52,10 @@ class RandomFeatureEncoder:
         """
         return self.weights @ self.features(x)
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return self.weights.size
+    num_weights = weight_count("weights")
 
 
-def random_features(key: jax.Array, in_dim: int, family: Any, *, num_features: int) -> RandomFeatureEncoder:
+def random_features(key: jax.Array, in_dim: int, family: Family | Head, *, num_features: int) -> RandomFeatureEncoder:
     """Return an encoder on `num_features` random features; encoders of one key and more features contain it.
 
     Formula: `phi = B [1, relu(A x + a)]`, A ~ N(0, 1 / in_dim), a ~ N(0, 1).
@@ -89,69 +87,26 @@ def random_features(key: jax.Array, in_dim: int, family: Any, *, num_features: i
     return RandomFeatureEncoder(weights, projection, in_dim)
 
 
-class LeastSquares(NamedTuple):
-    """The best weights of an encoder that is linear in them, for normal posteriors.
+@runtime_checkable
+class HasNormalPosterior(Protocol):
+    """A model whose exact posterior is normal, with one precision for all data."""
 
-    Attributes:
-      weights: B, [d, features].
-      mean_gap: the part of the amortization gap that the means cause, averaged over data, nats.
-    """
+    @property
+    def latent_dim(self) -> int:
+        """Dimension d of z."""
+        ...
 
-    weights: np.ndarray
-    mean_gap: float
+    def posterior_mean(self, x: Array) -> Array:
+        """Return `E[z | x]`, [d]."""
+        ...
 
-
-def least_squares(
-    features: Float[Array, "N features"], means: Float[Array, "N d"], precisions: Float[Array, "M d d"]
-) -> LeastSquares:
-    """Return the linear map from features to means that loses least, and what it loses.
-
-    Formula: `B = argmin 1/(2N) sum_i (B f_i - m_i)' Lambda_i (B f_i - m_i)`, generalised least squares. For normal
-    families and posteriors N(m_i, Lambda_i^-1) this is the mean part of the amortization gap; with posterior precisions
-    that are the same for all data it is all of it.
-
-    Args:
-      features: f_i, [N, features], the constant among them.
-      means: m_i, [N, d].
-      precisions: Lambda_i, [N, d, d], or one for all, [1, d, d].
-
-    Returns:
-      LeastSquares with B [d, features] and the mean gap in nats.
-
-    Raises:
-      ValueError: shapes that do not fit, or entries that are not finite.
-
-    Source: Aitken, "On least squares and linear combination of observations" (1935).
-    """
-    # In double precision on the host.
-    f, m, p = (
-        np.asarray(as_data(name, value), np.float64)
-        for name, value in (("features", features), ("means", means), ("precisions", precisions))
-    )
-    n, d = m.shape
-    if f.ndim != 2 or len(f) != n or p.shape not in ((n, d, d), (1, d, d)):
-        raise ValueError(
-            "features, means and precisions must be [N, features], [N, d] and [N or 1, d, d], "
-            f"got {f.shape}, {m.shape} and {p.shape}"
-        )
-    root = np.linalg.cholesky(p).transpose(0, 2, 1)
-    if len(root) == 1:
-        # One precision for all data: the outputs separate.
-        weights = generalised_least_squares(f, m).coefficients.T
-    else:
-        design = np.einsum("nk,ij->nikj", f, np.eye(d)).reshape(n * d, f.shape[1] * d)
-
-        def whiten(columns: np.ndarray) -> np.ndarray:
-            return (root @ columns.reshape(n, d, -1)).reshape(n * d, -1)
-
-        weights = generalised_least_squares(design, m.reshape(n * d, 1), whiten=whiten).coefficients
-        weights = weights.reshape(f.shape[1], d).T
-    left = np.einsum("nij,nj->ni", np.broadcast_to(root, (n, d, d)), f @ weights.T - m)
-    return LeastSquares(weights, float(0.5 * np.mean(np.sum(left**2, axis=1))))
+    def posterior_precision(self) -> Array:
+        """Return the inverse of the posterior covariance, [d, d]."""
+        ...
 
 
 def fit_random_features(
-    encoder: RandomFeatureEncoder, xs: Float[Array, "N in_dim"], *, model: Any
+    encoder: RandomFeatureEncoder, xs: Float[Array, "N in_dim"], *, model: HasNormalPosterior
 ) -> tuple[RandomFeatureEncoder, float]:
     """Return the best mean field random-feature encoder of factor analysis, and its exact amortization gap in nats.
 
@@ -168,15 +123,13 @@ def fit_random_features(
     Raises:
       ValueError: data that are not finite, or an encoder whose output is not [means, log scales] of the model's
         latents.
-
-    Source: as in `random_features` and `least_squares`.
     """
     xs = as_data("xs", xs)
     d = model.latent_dim
     if encoder.weights.shape[0] != 2 * d:
         raise ValueError(f"encoder must return phi of size 2 d = {2 * d}, got {encoder.weights.shape[0]}")
     precision = model.posterior_precision()
-    found = least_squares(jax.vmap(encoder.features)(xs), jax.vmap(model.posterior_mean)(xs), precision[None])
+    best = least_squares(jax.vmap(encoder.features)(xs), jax.vmap(model.posterior_mean)(xs), precision[None])
     log_scales = jnp.zeros((d, encoder.weights.shape[1])).at[:, 0].set(-0.5 * jnp.log(jnp.diag(precision)))
-    weights = jnp.concatenate([jnp.asarray(found.weights, log_scales.dtype), log_scales])
-    return replace(encoder, weights=weights), found.mean_gap
+    weights = jnp.concatenate([jnp.asarray(best.weights, log_scales.dtype), log_scales])
+    return replace(encoder, weights=weights), best.mean_gap

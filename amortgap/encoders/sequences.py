@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count, check_key
 from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE
-from amortgap.networks import Network, bidirectional, count_weights, dense
+from amortgap.networks import Network, bidirectional, dense, weight_count
+from amortgap.protocols import Family
 
 
-def _steps(x: Any, length: int, features: int) -> Array:
+def _steps(x: ArrayLike, length: int, features: int) -> Array:
     if jnp.shape(x) not in ((length,), (length, features)) or (jnp.ndim(x) == 1 and features > 1):
         raise ValueError(
             f"the encoder reads one sequence of {length} steps and {features} features, shape "
@@ -25,7 +26,7 @@ def _steps(x: Any, length: int, features: int) -> Array:
     return jnp.reshape(x, (length, features))
 
 
-def _per_step(family: Any, length: int) -> int:
+def _per_step(family: Family, length: int) -> int:
     """Return the latents of one step of a family whose phi is `[means, log scales]` of all steps."""
     if family.size != 2 * family.latent_dim or family.latent_dim % length:
         raise ValueError(
@@ -57,7 +58,7 @@ class WindowEncoder:
     """
 
     network: Network
-    ends: Any
+    ends: Network | None
     reach: int = field(metadata={"static": True})
     length: int = field(metadata={"static": True})
     features: int = field(metadata={"static": True})
@@ -77,17 +78,14 @@ class WindowEncoder:
             out = out.at[rows].set(jax.vmap(lambda network, seen: network(seen))(self.ends, windows[rows]))
         return _packed(out)
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return count_weights((self.network, self.ends))
+    num_weights = weight_count("network", "ends")
 
 
 def window(
     key: jax.Array,
     length: int,
     features: int,
-    family: Any,
+    family: Family,
     *,
     reach: int,
     width: int = 0,
@@ -156,13 +154,10 @@ class RecurrentEncoder:
         """
         return _packed(self.network(_steps(x, self.length, self.features)))
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return count_weights(self.network)
+    num_weights = weight_count("network")
 
 
-def recurrent(key: jax.Array, length: int, features: int, family: Any, *, width: int = 32) -> RecurrentEncoder:
+def recurrent(key: jax.Array, length: int, features: int, family: Family, *, width: int = 32) -> RecurrentEncoder:
     """Return a bidirectional recurrent encoder: every step sees the whole sequence.
 
     Formula: `a_t = GRU(a_{t-1}, x_t)`, `b_t = GRU'(b_{t+1}, x_t)`, `phi_t = W [a_t, b_t] + c`.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count, check_key, is_concrete
 from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE
-from amortgap.networks import Network, count_weights, dense
+from amortgap.networks import Network, dense, weight_count
+from amortgap.protocols import Family, Head
 
 
 class Group(NamedTuple):
@@ -28,7 +31,7 @@ class Group(NamedTuple):
     mask: Float[Array, "*data n"]
 
 
-def pad_groups(groups: Any) -> Group:
+def pad_groups(groups: Sequence[ArrayLike]) -> Group:
     """Return groups of different sizes, each [n_i, features], as one stacked `Group` with leading axis N.
 
     Args:
@@ -60,7 +63,7 @@ class SetEncoder:
 
     Attributes:
       inner: of one observation, trained.
-      outer: of what all of them say, trained.
+      outer: of the mean of `inner` and the log number of observations, trained.
       features: of one observation.
     """
 
@@ -84,18 +87,15 @@ class SetEncoder:
             raise ValueError("x must be a group of at least one observation, got a mask of zeros")
         inside = jax.vmap(self.inner)(values)
         count = jnp.sum(mask)
-        # Selected and not multiplied: what stands in rows without observation may be anything.
+        # Select instead of multiplying: rows without an observation may hold NaN.
         total = jnp.sum(jnp.where(mask[:, None] > 0, inside, 0), axis=0)
         return self.outer(jnp.concatenate([total / count, jnp.log(count)[None]]))
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return count_weights((self.inner, self.outer))
+    num_weights = weight_count("inner", "outer")
 
 
 def deep_set(
-    key: jax.Array, features: int, family: Any, *, width: int = 64, depth: int = 1, summary: int = 32
+    key: jax.Array, features: int, family: Family | Head, *, width: int = 64, depth: int = 1, summary: int = 32
 ) -> SetEncoder:
     """Return an encoder of groups with a varying number of observations.
 
@@ -106,7 +106,7 @@ def deep_set(
       features: of one observation.
       family: variational family.
       width, depth: hidden layers of both networks.
-      summary: numbers that stand for one observation.
+      summary: length of the vector that `inner` returns for one observation.
 
     Returns:
       SetEncoder, from one Group to phi [family.size].

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import Field, dataclass, field, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,23 @@ from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_positive
 from amortgap._internal.records import checked_record
+from amortgap.networks import Network, weight_count
+
+
+@runtime_checkable
+class HasNetwork(Protocol):
+    """An encoder that is a dataclass around one network."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def network(self) -> Network:
+        """The network."""
+        ...
+
+    def __call__(self, x: Array) -> Array:
+        """Return phi for one datum."""
+        ...
 
 
 @checked_record
@@ -28,12 +45,12 @@ class WeightNormEncoder:
       ValueError: a norm that is not positive, or an encoder without a `network`.
     """
 
-    encoder: Any
+    encoder: HasNetwork
     norm: float = field(metadata={"static": True})
 
     def __post_init__(self) -> None:
         check_positive("norm", self.norm)
-        if not hasattr(self.encoder, "network"):
+        if not isinstance(self.encoder, HasNetwork):
             raise ValueError(f"encoder must have a network, got {type(self.encoder).__name__}")
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
@@ -48,7 +65,4 @@ class WeightNormEncoder:
         smooth = jax.tree.map(normalised, self.encoder.network)
         return replace(self.encoder, network=smooth)(x)
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return self.encoder.num_weights
+    num_weights = weight_count("encoder")

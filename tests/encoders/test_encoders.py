@@ -38,6 +38,34 @@ def test_residual_layers_add_their_input():
     np.testing.assert_allclose(plain(x), jax.nn.elu(first @ k2 + b2) @ k3 + b3, rtol=1e-5)
 
 
+def test_activations_are_names_or_functions():
+    x, image = jnp.arange(4.0), jnp.ones((4, 4, 1))
+    named, given = (E.mlp(KEY, 4, mean_field(2), width=3, depth=1, activation=a) for a in ("tanh", jnp.tanh))
+    np.testing.assert_array_equal(named(x), given(x))
+    named, given = (E.conv(KEY, (4, 4, 1), mean_field(2), channels=(2,), activation=a) for a in ("relu", jax.nn.relu))
+    np.testing.assert_array_equal(named(image), given(image))
+    gelu = E.mlp(KEY, 4, mean_field(2), width=3, depth=1, activation=jax.nn.gelu)
+    bias, kernel, offset, matrix = jax.tree.leaves(gelu.network)
+    np.testing.assert_allclose(gelu(x), jax.nn.gelu(x @ kernel + bias) @ matrix + offset, rtol=1e-6)
+
+
+def test_affine_encoder_of_rank_zero_is_the_constant_one():
+    x, family = jnp.arange(4.0), mean_field(2)
+    encoder = E.linear(KEY, 4, family, rank=0)
+    assert isinstance(encoder, E.ConstantEncoder) and encoder.num_weights == family.size
+    np.testing.assert_array_equal(encoder(x), E.constant(None, 4, family)(x))
+
+
+def test_weights_are_counted_without_the_constants_of_the_data():
+    family = ag.families.CouplingFlow(2, 1, 3)
+    head = E.mlp(KEY, 4, family.head, width=3, depth=1, standardize=np.eye(4))
+    assert head.num_weights == 4 * 3 + 3 + 3 * 4 + 4
+    shared = E.shared_flow(head, family)
+    assert shared.num_weights == head.num_weights + shared.weights.size
+    assert E.WeightNormEncoder(head, 1.0).num_weights == head.num_weights
+    assert E.random_features(KEY, 4, family, num_features=3).num_weights == 4 * family.size
+
+
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
 def test_convolutional_encoder_reads_images_and_rows(shape):
     family = mean_field(2)
@@ -338,6 +366,16 @@ def test_only_encoders_that_padding_leaves_as_they_are_can_be_stacked(key):
     other = ag.encoders.mlp(key, 3, ag.families.FullRankNormal(2), width=8, depth=2)
     with pytest.raises(ValueError, match="input and output size"):
         ag.encoders.stack_padded([other, ag.encoders.mlp(key, 3, family, width=8, depth=2)])
+    # A unit with zero weights must stay silent: the hyperbolic tangent is zero there, the logistic function is not.
+    for function, allowed in ((jnp.tanh, True), (jax.nn.sigmoid, False)):
+        pair = [ag.encoders.mlp(key, 3, family, width=w, depth=1, activation=function) for w in (3, 8)]
+        if allowed:
+            stacked = ag.encoders.stack_padded(pair)
+            narrow, _ = jax.vmap(lambda encoder: encoder(jnp.arange(3.0)))(stacked)
+            np.testing.assert_allclose(narrow, pair[0](jnp.arange(3.0)), rtol=1e-6)
+        else:
+            with pytest.raises(ValueError, match="their activation does not map 0 to 0"):
+                ag.encoders.stack_padded(pair)
     stacked = ag.encoders.stack_padded([wide, wide])
     x = jnp.arange(3.0)
     np.testing.assert_allclose(jax.vmap(lambda encoder: encoder(x))(stacked)[1], wide(x), rtol=1e-6)
