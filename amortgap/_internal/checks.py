@@ -231,7 +231,7 @@ def check_phi(phi: object, family: Family) -> None:
         raise ValueError(f"{wanted} {getattr(phi, 'shape', type(phi).__name__)}")
 
 
-def check_phis(name: str, phis: ArrayLike, family: Family, num_data: int) -> None:
+def check_phis(name: str, phis: ArrayLike, family: Family | Head, num_data: int) -> None:
     """Refuse variational parameters that are not one vector of the family's size for every datum."""
     if jnp.shape(phis) != (num_data, family.size):
         raise ValueError(f"{name} must have shape [N, size] = {(num_data, family.size)}, got {jnp.shape(phis)}")

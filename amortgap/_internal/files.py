@@ -23,8 +23,8 @@ _NAME = re.compile(r"^\w[\w .+=-]*$")
 def write_atomic(path: pathlib.Path, data: bytes) -> None:
     """Write `data` so that `path` holds all of it or is as it was, also after a crash or a power cut.
 
-    A temporary file in the same folder is written, synced, moved over `path`, and the folder is synced. Returns nothing.
-    Raises OSError naming the file, and the free space if the disk is full; nothing is left behind.
+    A temporary file in the same folder is written, synced, moved over `path`, and the folder is synced.
+    Returns nothing; raises OSError naming the file, and the free space if the disk is full, and leaves nothing behind.
     """
     # Host and pid in the name: writers never share a temporary file, and leftovers of a dead process can be told.
     temporary = path.with_name(f".{path.name}~{socket.gethostname()}~{os.getpid()}~{next(_serial)}")

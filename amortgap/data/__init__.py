@@ -4,7 +4,7 @@ from amortgap.data.binarise import draw_binary
 from amortgap.data.digits import DIGITS_SHA256, load_digits
 from amortgap.data.download import download
 from amortgap.data.images import is_available, load_cifar10, load_fashion_mnist, load_kmnist, load_mnist
-from amortgap.data.records import DataSet
+from amortgap.data.sources import DataSet
 
 __all__ = [
     "DIGITS_SHA256",

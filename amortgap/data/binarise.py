@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import as_data, check_choice, check_key, check_range
@@ -25,7 +24,7 @@ def binarised(images: np.ndarray, binarisation: str, rng: np.random.Generator) -
     return (rng.random(images.shape, dtype=np.float32) < intensities).astype(np.float32)
 
 
-def draw_binary(key: jax.Array, intensities: Any) -> Float[Array, "*shape"]:
+def draw_binary(key: jax.Array, intensities: ArrayLike) -> Float[Array, "*shape"]:
     """Return binary images drawn afresh, every pixel as Bernoulli(intensity): dynamic binarisation.
 
     Formula: `x_j ~ Bernoulli(p_j)`, p_j the intensity of pixel j.

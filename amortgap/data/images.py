@@ -12,16 +12,11 @@ from amortgap._internal.checks import check_choice
 from amortgap.data import files
 from amortgap.data.binarise import BINARISATIONS, binarised
 from amortgap.data.download import cache_folder, fetch
-from amortgap.data.records import PARTS, DataSet, Source
-from amortgap.data.sources import SOURCES
+from amortgap.data.sources import PARTS, SOURCES, DataSet, Folder, Source
 
 
 def load_mnist(
-    *,
-    binarisation: str = "threshold",
-    seed: int = 0,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
+    *, binarisation: str = "threshold", seed: int = 0, data_dir: Folder | None = None, download: bool = False
 ) -> DataSet:
     """Return MNIST: 60 000 and 10 000 handwritten digits of 28 x 28 pixels, as rows of 784.
 
@@ -50,22 +45,11 @@ def load_mnist(
 
 
 def load_fashion_mnist(
-    *,
-    binarisation: str = "threshold",
-    seed: int = 0,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
+    *, binarisation: str = "threshold", seed: int = 0, data_dir: Folder | None = None, download: bool = False
 ) -> DataSet:
-    """Return Fashion-MNIST: 60 000 and 10 000 articles of clothing of 28 x 28 pixels; all else as in `load_mnist`.
+    """Return Fashion-MNIST: 60 000 and 10 000 articles of clothing of 28 x 28 pixels, as rows of 784.
 
-    Args:
-      binarisation, seed, data_dir, download: as in `load_mnist`.
-
-    Returns:
-      DataSet with rows of 784; its sha256 depends on the binarisation.
-
-    Raises:
-      ValueError: as in `load_mnist`.
+    Args and Raises as in `load_mnist`.
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset" (2017).
     """
@@ -73,24 +57,14 @@ def load_fashion_mnist(
 
 
 def load_kmnist(
-    *,
-    binarisation: str = "threshold",
-    seed: int = 0,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
+    *, binarisation: str = "threshold", seed: int = 0, data_dir: Folder | None = None, download: bool = False
 ) -> DataSet:
-    """Return KMNIST: 60 000 and 10 000 cursive Japanese characters of 28 x 28 pixels; all else as in `load_mnist`.
+    """Return KMNIST: 60 000 and 10 000 cursive Japanese characters of 28 x 28 pixels, as rows of 784.
 
-    `kmnist-train-imgs.npz` and `kmnist-test-imgs.npz` are read too; no hash is known to compare with.
+    `kmnist-train-imgs.npz` and `kmnist-test-imgs.npz` are read too. No hash and no package of the files is known, so
+    that neither the content is compared nor `download` possible.
 
-    Args:
-      binarisation, seed, data_dir, download: as in `load_mnist`.
-
-    Returns:
-      DataSet with rows of 784; its sha256 depends on the binarisation.
-
-    Raises:
-      ValueError: as in `load_mnist`, and for `download`, since no package ships the files.
+    Args and Raises as in `load_mnist`.
 
     Source: Clanuwat et al., "Deep learning for classical Japanese literature" (2018).
     """
@@ -98,54 +72,41 @@ def load_kmnist(
 
 
 def load_cifar10(
-    *,
-    binarisation: str = "threshold",
-    seed: int = 0,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
+    *, binarisation: str = "threshold", seed: int = 0, data_dir: Folder | None = None, download: bool = False
 ) -> DataSet:
     """Return CIFAR-10: 50 000 and 10 000 photographs of 32 x 32 pixels, as rows of 32 * 32 * 3, channels last.
 
-    All else as in `load_mnist`, every channel of a pixel binarised on its own. The IDX files have four axes
-    (`train-images-idx4-ubyte`); no hash is known to compare with.
+    Every channel is binarised on its own. The IDX files have four axes (`train-images-idx4-ubyte`). No hash and no
+    package of the files is known, so that neither the content is compared nor `download` possible.
 
-    Args:
-      binarisation, seed, data_dir, download: as in `load_mnist`.
-
-    Returns:
-      DataSet with rows of 3072; its sha256 depends on the binarisation.
-
-    Raises:
-      ValueError: as in `load_mnist`, and for `download`, since no package ships the files.
+    Args and Raises as in `load_mnist`.
 
     Source: Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
     """
     return load(SOURCES["cifar10"], binarisation=binarisation, seed=seed, data_dir=data_dir, download=download)
 
 
-def load(
-    source: Source, *, binarisation: str, seed: int, data_dir: str | os.PathLike[str] | None, download: bool
-) -> DataSet:
-    """Return the data set of a source; arguments, returns and errors as in `load_mnist`."""
+def load(source: Source, *, binarisation: str, seed: int, data_dir: Folder | None, download: bool) -> DataSet:
+    """Return the data set of a source; arguments and errors as in `load_mnist`."""
     check_choice("binarisation", binarisation, BINARISATIONS)
     folders = _folders(data_dir)
-    found = _find(source, folders)
-    if found is None and download:
-        found = fetch(source, folders[0])
-    if found is None:
+    paths = _find(source, folders)
+    if paths is None and download:
+        paths = fetch(source, folders[0])
+    if paths is None:
         raise ValueError(_missing(source, folders))
     rng = np.random.default_rng(seed)
     parts = {}
     name = f"{source.name}, {'x'.join(map(str, source.shape))}, binarisation {binarisation}, seed {seed}"
     digest = hashlib.sha256(name.encode())
     for part in PARTS:
-        images = files.read(source, part, found[part])
+        images = files.read(source, part, paths[part])
         parts[part] = binarised(images.reshape(len(images), -1), binarisation, rng)
         digest.update(parts[part])
     return DataSet(name, parts["train"], parts["test"], digest.hexdigest())
 
 
-def is_available(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> bool:
+def is_available(name: str, *, data_dir: Folder | None = None) -> bool:
     """Return whether the files of a data set lie where its loader looks, whatever their content.
 
     Args:
@@ -162,7 +123,7 @@ def is_available(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
     return name == "digits" or _find(SOURCES[name], _folders(data_dir)) is not None
 
 
-def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
+def _folders(data_dir: Folder | None) -> list[Path]:
     return [Path(place) for place in (data_dir, os.environ.get("AMORTGAP_DATA"), cache_folder()) if place]
 
 

@@ -1,11 +1,52 @@
-"""The image sets that have a loader."""
+"""The record that a loader returns, and the image sets that have a loader."""
 
 from __future__ import annotations
 
-from amortgap.data.records import Source
+import os
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
-# Hashes of the uncompressed IDX files. None are published for the last two: the hash of their content is reported, and
-# part of that of every cell, but compared with nothing.
+import numpy as np
+
+PARTS = ("train", "test")
+Folder: TypeAlias = str | os.PathLike[str]
+
+
+class DataSet(NamedTuple):
+    """Data split once into a training and a test part.
+
+    Attributes:
+      name: of the set, its shape, its binarisation and its seed.
+      train, test: float32 arrays, [N, D] and [M, D].
+      sha256: of both parts, as used, in hexadecimal digits.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image set on disk.
+
+    Attributes:
+      name: of the set, of its folder and of its npz file.
+      shape: of one image, (height, width) or (height, width, channels).
+      counts: number of training and test images.
+      sha256: of both parts as IDX bytes, uncompressed; None where no hash is published.
+      package: (package manager, package) that ships the files, None for none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    counts: tuple[int, int]
+    sha256: tuple[str, str] | None = None
+    package: tuple[str, str] | None = None
+
+
+# Hashes of the uncompressed IDX files. None are published for the last two, whose content is hashed but not compared.
 SOURCES = {
     "mnist": Source(
         "mnist",

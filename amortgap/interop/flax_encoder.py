@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from amortgap._internal.checks import check_choice
-from amortgap.interop.flax_module import UserModule, bring
-from amortgap.networks import count_weights
-from amortgap.protocols import HasMoments
+from amortgap.interop.flax_module import UserModule, wrap_module
+from amortgap.networks import weight_count
+from amortgap.protocols import Family, HasMoments
 
-# What the second output of an encoder may be, and how it becomes a log scale.
+# The kinds of second output, each with its map to a log scale.
 SECOND = {
     "log_variance": lambda out: 0.5 * out,
     "log_scale": lambda out: out,
@@ -36,7 +37,7 @@ class ModuleEncoder:
     module: UserModule
     second: str = field(metadata={"static": True})
 
-    def __call__(self, x: Any) -> Float[Array, " size"]:
+    def __call__(self, x: ArrayLike) -> Float[Array, " size"]:
         """Return phi for one datum."""
         out = self.module(x)
         if self.second == "phi":
@@ -44,19 +45,16 @@ class ModuleEncoder:
         mean, second = out
         return jnp.concatenate([jnp.ravel(mean), jnp.ravel(SECOND[self.second](second))])
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return count_weights(self.module)
+    num_weights = weight_count("module")
 
 
 def from_module(
-    module: Any,
-    family: Any,
+    module: object,
+    family: Family,
     *,
     data_shape: tuple[int, ...],
     second: str = "log_variance",
-    variables: Any = None,
+    variables: Mapping[str, PyTree] | None = None,
 ) -> ModuleEncoder:
     """Return a flax encoder, written for batches, as an encoder of one datum.
 
@@ -78,8 +76,8 @@ def from_module(
         batch norm in training mode) or whose outputs do not fit the family.
     """
     check_choice("second", second, tuple(SECOND))
-    brought = bring("module", module, data_shape, variables)
-    out = jax.eval_shape(brought, jnp.zeros(brought.shape))
+    wrapped = wrap_module("module", module, data_shape, variables)
+    out = jax.eval_shape(wrapped, jnp.zeros(wrapped.shape))
     shapes = [leaf.shape for leaf in jax.tree.leaves(out)]
     if isinstance(out, (tuple, list)) and len(out) == 2:
         d = family.latent_dim
@@ -87,10 +85,10 @@ def from_module(
             raise ValueError(f"two outputs are the phi of a MeanFieldNormal, not of a {type(family).__name__}")
         if any(leaf.size != d for leaf in jax.tree.leaves(out)):
             raise ValueError(f"both outputs must have family.latent_dim = {d} entries for one datum, got {shapes}")
-        return ModuleEncoder(brought, second)
+        return ModuleEncoder(wrapped, second)
     if len(shapes) != 1 or jax.tree.leaves(out)[0].size != family.size:
         raise ValueError(
             f"module must return (mean, {second}) or one vector of family.size = {family.size} entries for one datum, "
             f"got {shapes}"
         )
-    return ModuleEncoder(brought, "phi")
+    return ModuleEncoder(wrapped, "phi")

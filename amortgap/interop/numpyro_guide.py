@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
-from numpyro.distributions.transforms import biject_to
+from jaxtyping import Array, Float, PyTree
+from numpyro.distributions.transforms import Transform, biject_to
 
-from amortgap.families import FullRankNormal, MeanFieldNormal
+from amortgap._internal.checks import first_row
 from amortgap.interop.numpyro_model import NumpyroModel
-from amortgap.networks import count_weights
-from amortgap.protocols import is_diagonal
+from amortgap.networks import weight_count
+from amortgap.protocols import Normal, is_diagonal
 
 # Points at which the transform of a guide's site is compared with the bijector of the model's.
 _POINTS = (-1.5, -0.2, 0.0, 0.7, 2.0)
@@ -23,9 +23,9 @@ _WRAPPERS = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistributio
 
 
 class _Source:
-    """The guide, the model of its arguments and their family; equal to itself alone, hence static and not trained."""
+    """The guide, the model of its arguments and their family; static, since it equals itself alone."""
 
-    def __init__(self, guide: Callable[..., Any], model: NumpyroModel, family: Any) -> None:
+    def __init__(self, guide: Callable[..., Any], model: NumpyroModel, family: Normal) -> None:
         self.guide, self.model, self.family = guide, model, family
 
 
@@ -41,7 +41,7 @@ class GuideEncoder:
       source: the guide, the model whose sites it fills, and the family of phi.
     """
 
-    params: Any
+    params: PyTree
     source: _Source = field(metadata={"static": True})
 
     def __call__(self, x: Mapping[str, Any]) -> Float[Array, " size"]:
@@ -52,14 +52,11 @@ class GuideEncoder:
         mean = jnp.concatenate([loc for loc, _ in parts])
         return family.from_moments(mean, jax.scipy.linalg.block_diag(*(root for _, root in parts)))
 
-    @property
-    def num_weights(self) -> int:
-        """Number of trained scalars."""
-        return count_weights(self.params)
+    num_weights = weight_count("params")
 
 
 def from_numpyro_guide(
-    guide: Callable[..., Any], params: Mapping[str, Any], *, model: NumpyroModel, family: Any
+    guide: Callable[..., Any], params: Mapping[str, Any], *, model: NumpyroModel, family: Normal
 ) -> GuideEncoder:
     """Return a hand-written amortized guide with trained parameters as an encoder of its model.
 
@@ -79,12 +76,12 @@ def from_numpyro_guide(
       ValueError: a guide that cannot be run on one datum, whose sites are not those of the model, whose distributions
         are not normal on the unconstrained scale, that draws one site given another, or a family that cannot hold them.
     """
-    if not isinstance(family, (MeanFieldNormal, FullRankNormal)) or family.latent_dim != model.latent_dim:
+    if not isinstance(family, Normal) or family.latent_dim != model.latent_dim:
         raise ValueError(
             f"family must be a MeanFieldNormal or a FullRankNormal of the model's {model.latent_dim} latents, got "
             f"{type(family).__name__} of {family.latent_dim}"
         )
-    first = jax.tree.map(lambda leaf: leaf[0], model.data)
+    first = first_row(model.data)
     try:
         trace = model.trace(guide, params, first)
     except (TypeError, ValueError, IndexError, AssertionError, KeyError) as error:
@@ -117,9 +114,9 @@ def from_numpyro_guide(
     return GuideEncoder(jax.tree.map(jnp.asarray, dict(params)), _Source(guide, model, family))
 
 
-def _base(distribution: Any) -> tuple[Any, tuple[Any, ...]]:
+def _base(distribution: dist.Distribution) -> tuple[dist.Distribution, tuple[Transform, ...]]:
     """Return the distribution behind all wrappers, and the transforms on the way."""
-    transforms: tuple[Any, ...] = ()
+    transforms: tuple[Transform, ...] = ()
     while True:
         if isinstance(distribution, _WRAPPERS):
             distribution = distribution.base_dist
@@ -130,7 +127,7 @@ def _base(distribution: Any) -> tuple[Any, tuple[Any, ...]]:
             return distribution, transforms
 
 
-def _moments(name: str, distribution: Any) -> tuple[Array, Array]:
+def _moments(name: str, distribution: dist.Distribution) -> tuple[Array, Array]:
     """Return mean and triangular root of the covariance of a site's normal, flat."""
     base, _ = _base(distribution)
     loc = jnp.asarray(getattr(base, "loc", 0.0))
@@ -145,7 +142,7 @@ def _moments(name: str, distribution: Any) -> tuple[Array, Array]:
     raise ValueError(f"site {name!r} of the guide must be normal or a transformed normal, got {type(base).__name__}")
 
 
-def _check_transform(name: str, of_guide: Any, of_model: Any) -> None:
+def _check_transform(name: str, of_guide: dist.Distribution, of_model: dist.Distribution) -> None:
     """Refuse a site whose transform is not the bijector of the model's support."""
     _, transforms = _base(of_guide)
     wanted = biject_to(of_model.support)

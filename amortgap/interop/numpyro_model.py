@@ -17,12 +17,14 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer.util import compute_log_probs
 
+from amortgap._internal.checks import first_row
 from amortgap.interop.numpyro_plan import (
     BROKEN,
     Plan,
     arguments_of,
     check_globals,
     frame_of,
+    has_shape,
     local_sites,
     members,
     plate_size_of,
@@ -31,6 +33,7 @@ from amortgap.interop.numpyro_plan import (
     static_of,
     valued,
 )
+from amortgap.protocols import Data
 
 _UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
@@ -56,7 +59,7 @@ class NumpyroModel:
       constants: arguments of the model that have no row for every datum.
       given: values of the global sites.
       latent_dim: dimension d of z.
-      plan: what does not change between data: the NumPyro model, its plate, its sites and its arguments.
+      plan: the parts that all data share: the NumPyro model, its plate, its sites and its arguments.
       sites: names of the local sites in the order in which z holds them.
     """
 
@@ -71,10 +74,10 @@ class NumpyroModel:
         """Names of the local sites, in the order in which z holds them."""
         return tuple(site.name for site in self.plan.sites)
 
-    def validate(self, name: str, xs: Any) -> None:
+    def validate(self, name: str, xs: Data) -> None:
         """Raise a ValueError that names `name` unless `xs` hold rows like those of `data`."""
 
-        def rows(data: Any) -> Any:
+        def rows(data: Data) -> dict[str, tuple[int, ...]] | str:
             if not isinstance(data, Mapping):
                 return type(data).__name__
             return {argument: jnp.shape(leaf)[1:] for argument, leaf in data.items()}
@@ -116,7 +119,7 @@ class NumpyroModel:
         shapes = {site.name: site.shape for site in plan.sites}
         jacobians, values = [], {}
 
-        def place(site: dict[str, Any]) -> Any:
+        def place(site: dict[str, Any]) -> Array | None:
             name = site["name"]
             if site["type"] != "sample" or site["is_observed"]:
                 return None
@@ -125,7 +128,7 @@ class NumpyroModel:
                 return values[name]
             if name not in parts:
                 return None
-            # The support may depend on other latents: it is asked for at every call.
+            # Ask for the support at every call: it may depend on other latents.
             transform = biject_to(site["fn"].support)
             free = parts[name].reshape(shapes[name])
             values[name] = transform(free)
@@ -167,7 +170,7 @@ def from_numpyro(
       axes: the axis of the data in an argument where it is not the first.
 
     Returns:
-      NumpyroModel; its `data` are what `fit_local`, `amortized_vi` and `inference_gaps` take as `xs`.
+      NumpyroModel; its `data` are the `xs` for `fit_local`, `amortized_vi` and `inference_gaps`.
 
     Raises:
       ValueError: a plate that is not there; global latents without a value; no continuous local latent, or discrete
@@ -193,9 +196,9 @@ def from_numpyro(
     named = {name for name, _, _ in rows}
     xs = {name: jnp.moveaxis(jnp.asarray(data[name]), axis, 0) for name, axis, _ in rows}
     rest = {name: value for name, value in data.items() if name not in named}
-    constants = {name: value for name, value in rest.items() if hasattr(value, "shape")}
+    constants = {name: value for name, value in rest.items() if has_shape(value)}
     draft = Plan(np_model, local_plate, (), (), rows, static_of(rest), size)
-    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    first = first_row(xs)
     sites, discrete = local_sites(draft, given, first, constants)
     plan = dataclasses.replace(draft, sites=sites, discrete=discrete)
     latent_dim = sum(math.prod(site.shape) for site in sites)
@@ -214,7 +217,7 @@ def _check_terms(model: NumpyroModel, data: Mapping[str, Any]) -> None:
     plan = model.plan
     zeros = jnp.zeros(model.latent_dim)
     try:
-        jax.eval_shape(model.log_joint, zeros, jax.tree.map(lambda leaf: leaf[0], model.data))
+        jax.eval_shape(model.log_joint, zeros, first_row(model.data))
     except _UNTRACEABLE as error:
         raise ValueError(
             f"the model branches in Python on values that jax traces; use jnp.where or jax.lax.cond: {error}"
@@ -231,7 +234,7 @@ def _check_terms(model: NumpyroModel, data: Mapping[str, Any]) -> None:
     def both(key: jax.Array) -> tuple[float, float]:
         z = 0.5 * jax.random.normal(key, (plan.plate_size, model.latent_dim))
         each = jax.vmap(lambda z, x: model._log_density(z, x, choice))(z, model.data)
-        # The rows of a plate lie along its axis, where every row alone has a one.
+        # A single row has length one along the axis of the plate; here the rows lie along it.
         values = {site.name: _along(each.values[site.name], site.axis) for site in (*plan.sites, *plan.discrete)}
         try:
             log_probs, _ = compute_log_probs(handlers.substitute(whole, values), (), dict(data), {})

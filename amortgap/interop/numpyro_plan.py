@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
-from numpyro.primitives import Messenger
+from numpyro.primitives import CondIndepStackFrame, Messenger
 
-# Values of all discrete local latents together that are summed over, at most.
+# Largest number of joint values of the discrete local latents that are summed over.
 _MOST_VALUES = 1000
-# What a model raises whose arguments do not fit each other.
+# The errors of a model whose arguments do not fit each other.
 BROKEN = (TypeError, ValueError, IndexError, AssertionError)
 
 
@@ -38,7 +38,7 @@ class Discrete(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What does not change between data: the model, its plate, its sites and how rows become arguments."""
+    """The parts that all data share: the model, its plate, its sites and how rows become arguments."""
 
     np_model: Callable[..., Any]
     plate: str
@@ -52,13 +52,13 @@ class Plan:
 
 
 class _Members(Messenger):
-    """Let a plate have its first members alone, and take back the scale that a part of a plate has on it."""
+    """Restrict a plate to its first members and undo the subsampling scale that NumPyro applies."""
 
     def __init__(self, fn: Callable[..., Any], plate: str, count: int) -> None:
         super().__init__(fn)
         self._plate, self._count, self._declared = plate, count, count
 
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate" and msg["name"] == self._plate:
             self._declared = msg["args"][0]
             msg["args"] = (self._declared, None)
@@ -69,8 +69,8 @@ class _Members(Messenger):
 
 def valued(np_model: Callable[..., Any], given: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the model with values of its global sites and parameters."""
-    # The key is for sites without a value, of which there are none where densities are asked for. Parameters of
-    # modules are not sampled, and only `substitute` reaches them.
+    # NumPyro needs a key to run the model; no draw is used, since every site has a value where a density is computed.
+    # Only `substitute` reaches the parameters of modules, which are not sampled.
     return handlers.substitute(
         handlers.condition(handlers.seed(np_model, jax.random.key(0)), dict(given)), data=dict(given)
     )
@@ -82,19 +82,24 @@ def members(np_model: Callable[..., Any], given: Mapping[str, Any], plate: str, 
 
 
 def arguments_of(plan: Plan, x: Mapping[str, Any], constants: dict[str, Any]) -> dict[str, Any]:
-    """Return what the model is called with for one datum."""
-    # Data reach this as floats; counts and indices become whole numbers again.
+    """Return the arguments of the model for one datum."""
+    # The checks of data make floats of counts and indices, which become whole numbers again here.
     rows = {name: jnp.expand_dims(jnp.asarray(x[name]).astype(dtype), axis) for name, axis, dtype in plan.rows}
     return dict(plan.static) | constants | rows
 
 
-def frame_of(site: Any, plate: str) -> Any:
+def frame_of(site: Mapping[str, Any], plate: str) -> CondIndepStackFrame | None:
     """Return the frame of the plate in which a site lies, None outside of it."""
     return next((frame for frame in site["cond_indep_stack"] if frame.name == plate), None)
 
 
 def _latents(trace: Mapping[str, Any]) -> dict[str, Any]:
     return {name: site for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+def has_shape(value: object) -> bool:
+    """Return whether a value is an array, of any library, rather than a constant such as a size or a flag."""
+    return hasattr(value, "shape")
 
 
 def shapes(data: Mapping[str, Any]) -> str:
@@ -133,7 +138,7 @@ def rows_of(
     """Return name, axis and dtype of every argument with one row for each member of the plate."""
     rows = []
     for name, value in data.items():
-        if not hasattr(value, "shape"):
+        if not has_shape(value):
             continue
         axis, shape = axes.get(name, 0), np.shape(value)
         if len(shape) > axis and shape[axis] == size:
@@ -144,9 +149,9 @@ def rows_of(
 
 
 def static_of(rest: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return the arguments that are no arrays, refusing what cannot be a constant."""
-    found = tuple((name, value) for name, value in rest.items() if not hasattr(value, "shape"))
-    for name, value in found:
+    """Return the arguments that are no arrays, refusing those that cannot be constants."""
+    constants = tuple((name, value) for name, value in rest.items() if not has_shape(value))
+    for name, value in constants:
         try:
             hash(value)
         except TypeError as error:
@@ -154,7 +159,7 @@ def static_of(rest: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
                 f"argument {name} must be an array or a constant such as a size or a flag, got {type(value).__name__}; "
                 "close over it instead"
             ) from error
-    return found
+    return constants
 
 
 def local_sites(
@@ -184,7 +189,7 @@ def local_sites(
             continue
         free = biject_to(distribution.support).inverse_shape(np.shape(site["value"]))
         sites.append(Site(name, tuple(free), frame.dim - distribution.event_dim))
-    # A site that was given its value counts as observed, too.
+    # NumPyro counts a site with a given value as observed, too.
     if not any(site["type"] == "sample" and site["is_observed"] for name, site in trace.items() if name not in given):
         raise ValueError(
             "the model has no observed site: was an argument left out of the data? All of its sites are latent: "

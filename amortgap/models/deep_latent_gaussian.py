@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from amortgap._internal.checks import check_choice, check_count, check_key, check_row_shape
 from amortgap._internal.records import checked_record
 from amortgap.families.normal import standard_normal_log_prob
-from amortgap.interop.flax_module import UserModule, bring
+from amortgap.interop.flax_module import UserModule, wrap_module
 from amortgap.models.likelihoods import Bernoulli, Gaussian, Likelihood
 from amortgap.networks import dense
 from amortgap.protocols import Data
@@ -81,13 +81,13 @@ class DeepLatentGaussian:
         """
         check_count("latent_dim", latent_dim)
         check_count("data_dim", data_dim)
-        brought = bring("decoder", decoder, (latent_dim,), variables)
-        out = jax.eval_shape(brought, jnp.zeros(latent_dim))
+        wrapped = wrap_module("decoder", decoder, (latent_dim,), variables)
+        out = jax.eval_shape(wrapped, jnp.zeros(latent_dim))
         if not hasattr(out, "shape") or out.size != data_dim:
             shapes = [leaf.shape for leaf in jax.tree.leaves(out)]
             raise ValueError(f"decoder must return one array of data_dim = {data_dim} entries for one z, got {shapes}")
         return cls(
-            decoder=_Raveled(brought),
+            decoder=_Raveled(wrapped),
             likelihood=_likelihood(likelihood, data_dim),
             latent_dim=latent_dim,
             data_dim=data_dim,

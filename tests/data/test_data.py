@@ -18,8 +18,7 @@ from amortgap.data import files
 from amortgap.data.download import cache_folder, fetch
 from amortgap.data.files import content_sha256
 from amortgap.data.images import load
-from amortgap.data.records import Source
-from amortgap.data.sources import SOURCES
+from amortgap.data.sources import SOURCES, Source
 
 RNG = np.random.default_rng(0)
 IMAGES = {

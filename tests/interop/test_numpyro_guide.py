@@ -150,7 +150,7 @@ def test_guides_that_do_not_fit_are_refused(bad, message):
         ag.encoders.from_numpyro_guide(bad, {}, model=ours(), family=ag.families.MeanFieldNormal(2))
 
 
-def test_families_and_parameters_that_do_not_fit_are_refused(trained):
+def test_families_and_parameters_that_do_not_fit_are_refused(trained, as_users_call):
     mine = ag.models.from_numpyro(joint_model, DATA, local_plate="N")
     params = {"matrix": jnp.full((2, 3), 0.1), "root": jnp.array([[0.5, 0.0], [0.2, 0.4]])}
     with pytest.raises(ValueError, match="multivariate normal, which a MeanFieldNormal cannot hold"):
