@@ -14,7 +14,7 @@ from amortgap._internal.records import checked_record
 from amortgap.families.normal import standard_normal_log_prob
 from amortgap.interop.flax_module import UserModule, wrap_module
 from amortgap.models.likelihoods import Bernoulli, Gaussian, Likelihood
-from amortgap.networks import dense
+from amortgap.networks import Activation, dense
 from amortgap.protocols import Data
 
 
@@ -125,7 +125,7 @@ def deep_latent_gaussian(
     width: int,
     depth: int,
     likelihood: str | Likelihood = "bernoulli",
-    activation: str = "elu",
+    activation: Activation = "elu",
 ) -> DeepLatentGaussian:
     """Return a DeepLatentGaussian with a fresh fully connected decoder of `depth` hidden layers.
 
@@ -136,7 +136,7 @@ def deep_latent_gaussian(
       latent_dim, data_dim: d and D.
       width, depth: size and number of hidden layers; depth 0 is an affine decoder.
       likelihood: a likelihood, or "bernoulli" or "gaussian" (noise variance one at the start).
-      activation: one of `amortgap.networks.ACTIVATIONS`.
+      activation: one of `amortgap.networks.ACTIVATIONS`, or an elementwise function.
 
     Returns:
       DeepLatentGaussian.
