@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
+from amortgap.protocols import Encoder, Family, Model
 from amortgap.sweep import CellResult
 from studies.remedies.methods import REFINE, REMEDIES, Problem, Trained
 from studies.remedies.study import Study
@@ -30,11 +31,11 @@ _SHARED = (
 
 
 @functools.cache
-def _data(name: str) -> Any:
+def _data(name: str) -> ag.data.DataSet:
     return getattr(ag.data, f"load_{name}")(binarisation="threshold")
 
 
-def load(study: Study) -> Any:
+def load(study: Study) -> ag.data.DataSet:
     """Return the data set of a study, binary; the training part cut to `study.subset`.
 
     Raises:
@@ -66,12 +67,12 @@ _key = functools.partial(purpose_key, 0, _PURPOSES)
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """What all remedies share: data, frozen decoder, evaluated rows and what is known about them."""
+    """The data, the frozen decoder, the evaluated rows and their evidence, which all remedies share."""
 
     problem: Problem
-    rows: Any
+    rows: jax.Array
     num_train: int
-    evidence: Any
+    evidence: ag.evidence.Evidence
 
 
 class Compute:
@@ -100,7 +101,7 @@ class Compute:
         )
         return [CellResult(rows=measure(study, fixed, trained, base, local)) for study in studies]
 
-    def _baseline(self, study: Study, fixed: Fixed) -> Any:
+    def _baseline(self, study: Study, fixed: Fixed) -> ag.gaps.EvaluatedBounds:
         trained = self._trained(_as_baseline(study), fixed)
         return values_at(study, fixed, trained.family, encode(trained.encoder, fixed.rows))
 
@@ -151,34 +152,43 @@ def make_fixed(study: Study) -> Fixed:
 
 def fit_local(study: Study, fixed: Fixed, trained: Trained) -> ag.LocalFit:
     """Return the local optimum of every evaluated datum in the family of a remedy, started at its encoder."""
-    settings: dict[str, Any] = {"max_reruns": 0}
-    if not isinstance(trained.family, (ag.families.MeanFieldNormal, ag.families.FullRankNormal)):
-        settings |= {"num_steps": study.local_steps, "num_samples": 100}
-    return ag.fit_local(
+    fit = functools.partial(
+        ag.fit_local,
         _key("local of remedy"),
         fixed.rows,
         model=fixed.problem.model,
         family=trained.family,
         encoder=trained.encoder,
-        **settings,
+        max_reruns=0,
     )
+    if isinstance(trained.family, (ag.families.MeanFieldNormal, ag.families.FullRankNormal)):
+        return fit()
+    return fit(num_steps=study.local_steps, num_samples=100)
 
 
 @jax.jit
-def encode(encoder: Any, rows: Any) -> Any:
+def encode(encoder: Encoder, rows: jax.Array) -> jax.Array:
     """Return phi of all rows."""
     return jax.vmap(encoder)(rows)
 
 
-def values_at(study: Study, fixed: Fixed, family: Any, phis: Any) -> Any:
+def values_at(study: Study, fixed: Fixed, family: Family, phis: jax.Array) -> ag.gaps.EvaluatedBounds:
     """Return the ELBO of every evaluated datum at `phis` on draws that are the same for all remedies."""
-    how: dict[str, Any] = {"model": fixed.problem.model, "family": family, "num_samples": study.num_samples}
-    return ag.evaluate_bounds(_key("evaluation"), phis[:, None], fixed.rows, **how)
+    return ag.evaluate_bounds(
+        _key("evaluation"),
+        phis[:, None],
+        fixed.rows,
+        model=fixed.problem.model,
+        family=family,
+        num_samples=study.num_samples,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps",))
-def _refined(key: Any, phis: Any, rows: Any, model: Any, family: Any, num_steps: int) -> Any:
-    def one(index: Any, phi: Any, x: Any) -> Any:
+def _refined(
+    key: jax.Array, phis: jax.Array, rows: jax.Array, model: Model, family: Family, num_steps: int
+) -> jax.Array:
+    def one(index: jax.Array, phi: jax.Array, x: jax.Array) -> jax.Array:
         draw_key = jax.random.fold_in(key, index)
         return ag.refine(draw_key, phi, x, model=model, family=family, num_steps=num_steps, **REFINE).phi
 
@@ -186,20 +196,22 @@ def _refined(key: Any, phis: Any, rows: Any, model: Any, family: Any, num_steps:
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "repeats"))
-def _buffered(key: Any, phis: Any, rows: Any, model: Any, family: Any, num_steps: int, repeats: int) -> Any:
-    def one(index: Any, phi: Any, x: Any) -> Any:
+def _buffered(
+    key: jax.Array, phis: jax.Array, rows: jax.Array, model: Model, family: Family, num_steps: int, repeats: int
+) -> tuple[jax.Array, jax.Array]:
+    def one(index: jax.Array, phi: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = jax.random.split(jax.random.fold_in(key, index), repeats)
-        # One draw a step: a rate that suits the four draws of refinement would run off.
-        settings = {"learning_rate": 0.05, "optimizer": "natural", "num_steps": num_steps}
-        draws = jax.lax.map(
-            lambda k: ag.buffered_bound(k, phi, x, model=model, family=family, **settings), keys, batch_size=10
+        # One draw a step: at a rate that suits the four draws of refinement the steps would diverge.
+        bound = functools.partial(
+            ag.buffered_bound, model=model, family=family, learning_rate=0.05, optimizer="natural", num_steps=num_steps
         )
+        draws = jax.lax.map(lambda k: bound(k, phi, x), keys, batch_size=10)
         return jnp.mean(draws), jnp.std(draws, ddof=1) / repeats**0.5
 
     return jax.vmap(one)(jnp.arange(len(rows)), phis, rows)
 
 
-def bound_of(study: Study, fixed: Fixed, trained: Trained, local: ag.LocalFit) -> tuple[Any, Any, int]:
+def bound_of(study: Study, fixed: Fixed, trained: Trained, local: ag.LocalFit) -> tuple[jax.Array, jax.Array, int]:
     """Return the bound of every datum, its Monte Carlo error, and the decoder evaluations per datum it takes."""
     model, family, key = fixed.problem.model, trained.family, _key("refinement")
     phis = encode(trained.encoder, fixed.rows)
@@ -222,17 +234,19 @@ def bound_of(study: Study, fixed: Fixed, trained: Trained, local: ag.LocalFit) -
 _UNRESOLVED = 2.0**24
 
 
-def resolved(bound: Any) -> Any:
+def resolved(bound: jax.Array) -> jax.Array:
     """Return the bounds of all data, NaN where 32 bits cannot hold them to a nat, as after an encoder has diverged."""
     return jnp.where(jnp.abs(bound) < _UNRESOLVED, bound, jnp.nan)
 
 
-def _mean(values: Any) -> tuple[float, float]:
-    values = np.asarray(values, np.float64)
+def _mean(entries: jax.Array) -> tuple[float, float]:
+    values = np.asarray(entries, np.float64)
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
-def measure(study: Study, fixed: Fixed, trained: Trained, base: Any, local: ag.LocalFit) -> list[dict[str, Any]]:
+def measure(
+    study: Study, fixed: Fixed, trained: Trained, base: ag.gaps.EvaluatedBounds, local: ag.LocalFit
+) -> list[dict[str, Any]]:
     """Return the rows of one cell, one a split."""
     bound, error, cost = bound_of(study, fixed, trained, local)
     best = resolved(values_at(study, fixed, trained.family, local.phi).elbo[:, 0])
