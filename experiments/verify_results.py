@@ -49,7 +49,7 @@ from studies.when_and_why import figure as when_and_why_figure
 
 from amortgap.sweep.committed import RUNS
 from amortgap.sweep.config import parse_args
-from amortgap.sweep.sidecar import write_json
+from amortgap.sweep.provenance import write_json
 
 # What follows from the tables of a folder is written by its own `derive`.
 DERIVED: dict[str, Callable[[Path, Path], list[Path]]] = {

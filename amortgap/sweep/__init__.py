@@ -1,12 +1,12 @@
 """Sweeps that survive: cells as data, one record per cell, resume, many machines. Knows nothing of inference.
 
 `cells` (what to compute) -> `run_cells` (computing what has no record yet) -> `records` (the truth) -> `table`.
-The command line is in `amortgap.sweep.config`, the Dask executor in `amortgap.sweep.cluster`.
+Cells run in this process, or by an executor of `concurrent.futures` such as that of `amortgap.sweep.dask`. The flags
+of scripts are in `amortgap.sweep.script`.
 """
 
 from amortgap._internal.files import locked, write_atomic
 from amortgap.sweep.cells import NOT_HASHED, Cell, grid, make_cells
-from amortgap.sweep.executors import Threads, serial
 from amortgap.sweep.records import CellResult, DamagedRecord, Record, Store, open_store
 from amortgap.sweep.run import Summary, list_cells, run_cells
 from amortgap.sweep.table import Column, Schema, Table, build_table, read_csv, write_table
@@ -22,7 +22,6 @@ __all__ = [
     "Store",
     "Summary",
     "Table",
-    "Threads",
     "build_table",
     "grid",
     "list_cells",
@@ -31,7 +30,6 @@ __all__ = [
     "open_store",
     "read_csv",
     "run_cells",
-    "serial",
     "write_atomic",
     "write_table",
 ]

@@ -22,14 +22,17 @@ import numbers
 import pathlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from amortgap.sweep.fields import field_types, replace_field
+from amortgap.sweep.config import from_mapping, plain_scalar
 
 logger = logging.getLogger(__name__)
 
 NOT_HASHED = types.MappingProxyType({"hash": False})
 """Metadata of a dataclass field that cannot change a result, such as an output folder."""
+
+
+C = TypeVar("C")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +50,13 @@ class Cell:
     identity: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
 
 
-def canonical(value: Any, where: str = "config") -> Any:
+def canonical(value: object, where: str = "config") -> Any:
     """`value` as plain JSON data, the same for equal values: 1.0 becomes 1, a tuple a list, a path its POSIX form.
 
     A dataclass becomes an object of its hashed fields and `_type`, its class name.
     Raises ValueError naming `where` for a number that is not finite and for a type that has no canonical form.
     """
-    if not isinstance(value, type) and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        value = value.item()
+    value = plain_scalar(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hashed = [field.name for field in dataclasses.fields(value) if field.metadata.get("hash", True)]
         fields = {name: canonical(getattr(value, name), f"{where}.{name}") for name in hashed}
@@ -81,17 +83,17 @@ def canonical(value: Any, where: str = "config") -> Any:
     raise ValueError(f"{where}: {value!r} ({type(value).__name__}) cannot be part of a cell's identity")
 
 
-def canonical_json(document: Any) -> str:
+def canonical_json(document: object) -> str:
     """Canonical JSON text: sorted keys, no spaces, no NaN or infinity."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
-def content_hash(document: Any) -> str:
+def content_hash(document: object) -> str:
     """Hex sha256 of the canonical JSON of `document`."""
     return hashlib.sha256(canonical_json(document).encode()).hexdigest()
 
 
-def grid(base: Any, axes: Mapping[str | tuple[str, ...], Sequence[Any]]) -> list[Any]:
+def grid(base: C, axes: Mapping[str | tuple[str, ...], Sequence[Any]]) -> list[C]:
     """All configurations of the product of `axes` around `base`, in order, the last axis fastest.
 
     Args:
@@ -114,7 +116,7 @@ def grid(base: Any, axes: Mapping[str | tuple[str, ...], Sequence[Any]]) -> list
       >>> [(study.width, study.seed) for study in grid(Study(), {"width": [1, 2], "seed": [0, 1]})]
       [(1, 0), (1, 1), (2, 0), (2, 1)]
     """
-    field_types(type(base))
+    from_mapping(type(base), {}, base=base)
     settings: list[list[tuple[tuple[str, Any], ...]]] = []
     for names, values in axes.items():
         names = (names,) if isinstance(names, str) else tuple(names)
@@ -129,7 +131,9 @@ def grid(base: Any, axes: Mapping[str | tuple[str, ...], Sequence[Any]]) -> list
     for combination in itertools.product(*settings):
         config = base
         for name, value in itertools.chain.from_iterable(combination):
-            config = replace_field(config, name, value)
+            for part in reversed(name.split(".")):
+                value = {part: value}
+            config = from_mapping(type(config), value, base=config)
         configs.append(config)
     return configs
 
@@ -174,7 +178,7 @@ def make_cells(
     return tuple(cells.values())
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def flat(config: object, prefix: str = "") -> dict[str, Any]:
     """Nested JSON document of a configuration as one level with dotted names."""
     if not isinstance(config, Mapping):
         return {prefix: config}

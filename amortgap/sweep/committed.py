@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amortgap._internal.files import write_atomic
-from amortgap.sweep.manifest import git_commit, read_manifest
+from amortgap.sweep.provenance import git_commit, read_manifest
 from amortgap.sweep.table import Column, Schema, read_csv
 
 RESULTS = pathlib.Path("results")

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
+import platform
 import socket
 import threading
 import time
@@ -22,13 +24,48 @@ from typing import Any
 
 from amortgap._internal.files import disk_full, disk_full_error
 from amortgap.sweep.cells import Cell
-from amortgap.sweep.manifest import device, versions
+from amortgap.sweep.provenance import device, versions
 from amortgap.sweep.records import CellResult, Record, Status, Store, plain_row
 from amortgap.sweep.table import Schema, check_row
 
 logger = logging.getLogger(__name__)
 
 _ERROR_LIMIT = 20_000
+RESUMES = "finished cells are kept, the same command resumes"
+"""Text for the end of an error that ends a run."""
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be used or was lost; finished cells are in the store, and the same command resumes."""
+
+
+class GpuError(RuntimeError):
+    """A GPU was asked for and cannot be used."""
+
+
+@functools.cache
+def require_gpu() -> None:
+    """Make sure that JAX computes on a GPU in this process and has memory there.
+
+    Raises GpuError saying what to do; the outcome of success is kept, JAX never changes its device afterwards.
+    """
+    import jax
+
+    host = f"gpus: process {os.getpid()} on {platform.node()}"
+    try:
+        backend = jax.default_backend()
+        if backend == "gpu":
+            jax.block_until_ready(jax.numpy.zeros(1024))
+            return
+    except RuntimeError as error:
+        raise GpuError(
+            f"{host} cannot use its GPU ({str(error).strip().splitlines()[0]}): nvidia-smi shows drivers and who holds "
+            "the memory; XLA_PYTHON_CLIENT_MEM_FRACTION takes less of it, and without --gpus cells run on the CPU"
+        ) from error
+    raise GpuError(
+        f"{host} has no GPU that JAX can use (backend {backend}): install amortgap[cuda] there, see that nvidia-smi "
+        "lists a GPU and JAX_PLATFORMS does not exclude it; without --gpus cells run on the CPU"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +130,8 @@ class Task:
         # SystemExit as well: a cell that calls sys.exit must not end the sweep.
         except (Exception, SystemExit) as error:
             if isinstance(error, OSError) and disk_full(error):
-                what = error.filename or f"a file of cell {jobs[0].cell.key[:12]}"
-                raise disk_full_error(error, what, self.store.path) from error
+                file = error.filename or f"a file of cell {jobs[0].cell.key[:12]}"
+                raise disk_full_error(error, file, self.store.path) from error
             if len(jobs) > 1:
                 logger.warning("a group of %d cells failed (%r): computing them one by one", len(jobs), error)
                 return {key: status for job in jobs for key, status in self._run([job]).items()}
@@ -110,7 +147,7 @@ class Task:
             raise ValueError(f"compute returned {len(results)} results for {len(jobs)} cells")
         return [self._checked(result) for result in results]
 
-    def _checked(self, result: Any) -> _Checked:
+    def _checked(self, result: object) -> _Checked:
         if not isinstance(result, CellResult):
             raise ValueError(f"compute must return CellResult, got {type(result).__name__}")
         plain = [plain_row(row) for row in result.rows]

@@ -7,7 +7,7 @@
     raise SystemExit(summary.exit_status)
 
 A finished cell is never computed again, so running the same command again resumes. Where cells run is the executor's
-business (`executors`, `cluster`) and makes no difference to the records.
+business (any of `concurrent.futures`, or that of `amortgap.sweep.dask`) and makes no difference to the records.
 """
 
 from __future__ import annotations
@@ -15,21 +15,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import queue
 import signal
 import sys
 import threading
 import time
+import typing
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
 
 import tqdm
 import tqdm.contrib.logging
 
 from amortgap.sweep.cells import Cell, varying
-from amortgap.sweep.execute import Job, Outcome, Task, Unit, captured_warnings, make_record
-from amortgap.sweep.executors import Executor, Stop, serial
-from amortgap.sweep.manifest import begin_run, end_run
+from amortgap.sweep.execute import (
+    RESUMES,
+    ClusterError,
+    Job,
+    Outcome,
+    Task,
+    Unit,
+    captured_warnings,
+    make_record,
+)
+from amortgap.sweep.provenance import new_run, now, write_run
 from amortgap.sweep.records import CellResult, Record, Store
 from amortgap.sweep.table import Schema
 
@@ -73,7 +84,7 @@ def run_cells(
     compute: Callable[..., CellResult | Sequence[CellResult]],
     store: Store,
     *,
-    executor: Executor = serial,
+    executor: Executor | None = None,
     schema: Schema | None = None,
     group_by: Callable[[Any], Hashable] | None = None,
     retry_failed: bool = False,
@@ -88,7 +99,8 @@ def run_cells(
       compute: configuration -> CellResult. With `group_by` it is instead a function of the list of configurations that
         share a key (those still to do, in order of cells) to as many results.
       store: where records are.
-      executor: where cells run: `serial`, `Threads(slots)`, or that of a cluster.
+      executor: where cells run: None for this thread, a ThreadPoolExecutor, or that of `dask_executor`. An interrupt
+        shuts it down.
       schema: rows that do not fit it make the cell `failed`; None for any rows.
       group_by: configuration -> key of the group that is computed together; None for cells one by one.
       retry_failed: compute again what failed earlier.
@@ -107,12 +119,13 @@ def run_cells(
     logger.info("%d cells: %d done, %d to compute", len(cells), skipped, len(jobs))
     if earlier := len(status) - skipped:
         logger.warning("%d cells failed earlier and are not computed again without --retry-failed", earlier)
-    stop, interrupted = Stop(), False
+    stop, interrupted = _Interrupts(), False
     if jobs:
         task = Task(store, compute, group_by is not None, schema, logging.getLogger("amortgap").getEffectiveLevel())
-        manifest = begin_run(store.path, _describe(cells))
+        entry = new_run(_describe(cells))
+        write_run(store.path, entry)
         try:
-            with _interrupts(stop), captured_warnings(), _progress(len(cells), status) as progress:
+            with stop, captured_warnings(), _progress(len(cells), status) as progress:
                 for key, outcome in _outcomes(executor, task, _units(jobs, group_by), stop):
                     status[key] = outcome
                     progress(outcome)
@@ -121,9 +134,9 @@ def run_cells(
         except BaseException:
             # A full disk would fail here again and hide which file was the first.
             with contextlib.suppress(OSError):
-                end_run(manifest, {"outcome": dict(Counter(status.values()))})
+                write_run(store.path, entry | {"ended": now(), "outcome": Counter(status.values())})
             raise
-        end_run(manifest, {"outcome": dict(Counter(status.values()))})
+        write_run(store.path, entry | {"ended": now(), "outcome": Counter(status.values())})
     summary = Summary(
         computed=sum(value != "failed" for value in status.values()) - skipped,
         skipped=skipped,
@@ -164,25 +177,67 @@ def _units(jobs: Sequence[Job], group_by: Callable[[Any], Hashable] | None) -> l
     return [tuple(group) for group in groups.values()]
 
 
-def _outcomes(executor: Executor, task: Task, units: Sequence[Unit], stop: Stop) -> Iterator[Outcome]:
-    """Outcomes of all units; units that could not run are tried once more, cell by cell and one at a time.
+def _outcomes(
+    executor: Executor | None, task: Task, units: Sequence[Unit], stop: _Interrupts, *, alone: bool = False
+) -> Iterator[Outcome]:
+    """Outcomes of all units; those lost with their worker are tried once more, cell by cell and one at a time.
 
-    A worker that dies takes the blame for all it had at hand; alone, only the cell that kills it is left to blame.
+    A worker's death fails all its cells; retried one by one (`alone`), only the guilty cell fails again.
     """
     lost: list[Job] = []
-    for unit, result in executor(task, units, stop):
-        if isinstance(result, Exception):
+    for unit, result in _results(executor, task, units, stop):
+        if not isinstance(result, Exception):
+            yield from result
+        elif alone:
+            task.store.save(make_record(unit[0], "failed", 0.0, error=f"{type(result).__name__}: {result}"))
+            yield unit[0].cell.key, "failed"
+        else:
             logger.warning("%d cells could not be run: %s", len(unit), result)
             lost.extend(unit)
-        else:
-            yield from result
     for job in lost:
-        for _, result in executor(task, [(job,)], stop):
-            if isinstance(result, Exception):
-                task.store.save(make_record(job, "failed", 0.0, error=f"{type(result).__name__}: {result}"))
-                yield job.cell.key, "failed"
-            else:
-                yield from result
+        yield from _outcomes(executor, task, [(job,)], stop, alone=True)
+
+
+def _results(
+    executor: Executor | None, task: Task, units: Sequence[Unit], stop: _Interrupts
+) -> Iterator[tuple[Unit, list[Outcome] | Exception]]:
+    """Each unit with its outcomes, or with the error that says that its worker died; any other error is raised."""
+    if executor is None:
+        for unit in units:
+            if stop.requested:
+                return
+            yield unit, task(unit)
+        return
+    if stop.requested:
+        return
+    done: queue.SimpleQueue[Future[list[Outcome]]] = queue.SimpleQueue()
+    waiting = {executor.submit(task, unit): unit for unit in units}
+    for future in waiting:
+        future.add_done_callback(done.put)
+    stopping = False
+    try:
+        while waiting:
+            if stop.requested and not stopping:
+                stopping = True
+                executor.shutdown(wait=False, cancel_futures=True)
+            try:
+                # The timeout lets the main thread look at signals while the cells run.
+                future = done.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            unit = waiting.pop(future)
+            if not future.cancelled():
+                error = future.exception()
+                # Dask's error of a unit that killed its workers is known by name: Dask need not be installed.
+                if isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker":
+                    yield unit, typing.cast(Exception, error)
+                else:
+                    yield unit, future.result()
+            elif not stopping:
+                raise ClusterError(f"the scheduler was lost; {RESUMES}")
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _describe(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -191,25 +246,25 @@ def _describe(cells: Sequence[Cell]) -> dict[str, Any]:
     return {"cells": len(cells), **{name: sorted(values) for name, values in found.items()}}
 
 
-@contextlib.contextmanager
-def _interrupts(stop: Stop) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `stop.requested` and the second into KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _Interrupts:
+    """Context in which the first SIGINT or SIGTERM sets `requested`, and the second raises KeyboardInterrupt."""
 
-    def on_signal(number: int, frame: Any) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        print("\nstopping after the running cells; once more to stop now. Finished cells are kept.", file=sys.stderr)
+    requested = False
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
+    def __enter__(self) -> None:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+        self._previous = {number: signal.signal(number, self._on_signal) for number in signals}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nstopping after the running cells; once more to stop now. Finished cells are kept.", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -17,24 +17,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from amortgap.sweep.cells import NOT_HASHED, Cell, canonical
-from amortgap.sweep.cluster import ClusterError, dask_executor
 from amortgap.sweep.committed import RESULTS, RUNS, check_promotion, compare, is_committed, promote
 from amortgap.sweep.config import parse_args
-from amortgap.sweep.executors import Executor, Threads, serial
-from amortgap.sweep.manifest import GpuError, require_gpu
+from amortgap.sweep.execute import ClusterError, GpuError, require_gpu
+from amortgap.sweep.provenance import described, write_sidecar
 from amortgap.sweep.records import Store, open_store
 from amortgap.sweep.run import Summary, list_cells, run_cells, unfinished
-from amortgap.sweep.sidecar import described, write_sidecar
 from amortgap.sweep.table import Schema, build_table, read_csv, write_table
 
 logger = logging.getLogger(__name__)
@@ -142,16 +142,18 @@ def run_sweep(
                 f"--out {options.out}: this folder holds committed results, which only --promote replaces; "
                 f"choose another folder, or leave --out away"
             )
+        if options.threads < 1:
+            raise ValueError(f"--threads {options.threads}: expected at least 1")
         if options.promote:
             check_promotion(options.out, options.committed)
         if options.dry_run:
-            # A folder that is mistyped, or cannot be written, is no matter yet.
+            # A dry run does not create the folder.
             print(list_cells(cells, Store(options.out.resolve())))
             return Summary(computed=0, skipped=0, failed=0, nonfinite=0, remaining=0, interrupted=False)
         store, retry_failed = open_store(options.out), options.retry_failed
         # Reading the records is quicker than starting a cluster for nothing.
-        idle = options.cluster is not None and not unfinished(cells, store, retry_failed=retry_failed)
-        if options.gpus and options.cluster is None and unfinished(cells, store, retry_failed=retry_failed):
+        idle = not unfinished(cells, store, retry_failed=retry_failed)
+        if options.gpus and options.cluster is None and not idle:
             require_gpu()
         with _executor(options, idle=idle) as executor:
             summary = run_cells(
@@ -164,11 +166,17 @@ def run_sweep(
                 retry_failed=retry_failed,
             )
         written = write_table(store.path / "table.csv", build_table(store.records(cells), schema))
-    except (OSError, ValueError, ClusterError, GpuError) as error:
+    except (OSError, ValueError, ImportError, ClusterError, GpuError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     logger.debug("table: %s", ", ".join(map(str, written)))
+    if summary.interrupted and options.threads > 1:
+        # Python itself would wait for the cells that threads still compute.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(summary.exit_status)
     return summary
 
 
@@ -232,13 +240,15 @@ def run_study(
         files=files,
         schema=schema,
         computed=summary.computed > 0,
-        seconds=round(time.perf_counter() - began, 1),
-        # A resumed run states its own seconds; the cost of the table is that of all its cells, whenever they ran.
-        cell_seconds=round(sum(record.wall_time for record in records), 1),
         devices=sorted({record.device for record in records}),
-        data_sha256=sorted({record.data_sha256 for record in records if record.data_sha256}),
-        cells=asdict(summary),
-        **(facts(rows) if facts else {}),
+        facts={
+            "seconds": round(time.perf_counter() - began, 1),
+            # A resumed run states its own seconds; the cost of the table is that of all its cells, whenever they ran.
+            "cell_seconds": round(sum(record.wall_time for record in records), 1),
+            "data_sha256": sorted({record.data_sha256 for record in records if record.data_sha256}),
+            "cells": asdict(summary),
+            **(facts(rows) if facts else {}),
+        },
     )
     for what, endings in (("table", (".csv",)), ("figure", (".png", ".pdf"))):
         named = [str(file) for file in files if file.suffix in endings]
@@ -254,10 +264,19 @@ def run_study(
 
 
 @contextlib.contextmanager
-def _executor(options: SweepOptions, *, idle: bool) -> Iterator[Executor]:
-    if options.cluster is None or idle:
-        yield serial if options.threads == 1 else Threads(options.threads)
-        return
-    settings = {"gpus": options.gpus, "memory_limit": options.memory_limit, "patience": options.patience}
-    with dask_executor(options.cluster, **settings) as executor:
-        yield executor
+def _executor(options: SweepOptions, *, idle: bool) -> Iterator[Executor | None]:
+    if options.cluster is not None and not idle:
+        from amortgap.sweep.dask import dask_executor
+
+        with dask_executor(
+            options.cluster, gpus=options.gpus, memory_limit=options.memory_limit, patience=options.patience
+        ) as executor:
+            yield executor
+    elif options.threads == 1:
+        yield None
+    else:
+        pool = ThreadPoolExecutor(options.threads)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

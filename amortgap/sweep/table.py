@@ -15,12 +15,11 @@ import csv
 import dataclasses
 import io
 import pathlib
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from amortgap._internal.files import write_atomic
-from amortgap.sweep.fields import nearest
+from amortgap.sweep.config import nearest
 from amortgap.sweep.records import Record
 
 Scalar = bool | int | float | str | None
@@ -105,7 +104,7 @@ def check_row(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     return {column.name: _typed(row[column.name], column) for column in schema.columns}
 
 
-def _typed(value: Any, column: Column) -> Any:
+def _typed(value: Scalar, column: Column) -> Scalar:
     if value is None and not column.key:
         return None
     if column.type is float and type(value) is int:
@@ -252,16 +251,18 @@ def read_columns(path: str | pathlib.Path, columns: Sequence[Column]) -> Table:
     return Table(columns, rows)
 
 
-def _parsed(text: str, column: Column) -> Any:
-    if text == "" and column.key and column.type is not str:
-        raise ValueError(f"column {column.name} is part of the key and empty")
+_READ: dict[type, Callable[[str], Scalar]] = {
+    bool: {"True": True, "False": False}.__getitem__,
+    int: int,
+    float: float,
+    str: str,
+}
+
+
+def _parsed(text: str, column: Column) -> Scalar:
     if text == "" and not column.key:
         return None
-    if column.type is bool and text not in ("True", "False"):
-        raise ValueError(f"column {column.name} holds True or False, got {text!r}")
-    if column.type is bool:
-        return text == "True"
     try:
-        return typing.cast(Any, column.type)(text)
-    except ValueError as error:
+        return _READ[column.type](text)
+    except (KeyError, ValueError) as error:
         raise ValueError(f"column {column.name} holds {column.type.__name__}, got {text!r}") from error

@@ -14,7 +14,7 @@ from studies.requirements import WITHIN, Requirement
 
 from amortgap.sweep import NOT_HASHED, Column, Schema, write_atomic
 from amortgap.sweep.committed import RESULTS, RUNS, check_promotion, promote
-from amortgap.sweep.sidecar import write_sidecar
+from amortgap.sweep.provenance import write_sidecar
 from amortgap.sweep.table import Table, csv_text
 
 SCHEMA = Schema(
@@ -59,5 +59,5 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]], *, config: Output
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / f"{name}.csv"
     write_atomic(table, csv_text(Table(SCHEMA.columns, rows)).encode())
-    sidecar = write_sidecar(folder / f"{name}.json", config=config, files=[table], schema=SCHEMA, **facts)
+    sidecar = write_sidecar(folder / f"{name}.json", config=config, files=[table], schema=SCHEMA, facts=facts)
     promote_output(config, [table, sidecar])

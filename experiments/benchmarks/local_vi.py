@@ -41,7 +41,7 @@ from local_vi_workload import Study, make_workload
 
 from amortgap.sweep import write_atomic
 from amortgap.sweep.config import parse_args
-from amortgap.sweep.sidecar import write_sidecar
+from amortgap.sweep.provenance import write_sidecar
 from amortgap.sweep.table import Table, csv_text
 
 
@@ -120,12 +120,14 @@ def main() -> int:
         config=args,
         files=files,
         schema=SCHEMA,
-        seconds=round(time.perf_counter() - began, 1),
-        data=workload.name,
-        goals=len(goals),
-        missed=sum(row["met"] is False for row in goals),
-        # What else ran meanwhile: it slows some rows more than others.
-        load_average={"before": load, "after": os.getloadavg()},
+        facts={
+            "seconds": round(time.perf_counter() - began, 1),
+            "data": workload.name,
+            "goals": len(goals),
+            "missed": sum(row["met"] is False for row in goals),
+            # What else ran meanwhile: it slows some rows more than others.
+            "load_average": {"before": load, "after": os.getloadavg()},
+        },
     )
     promote_output(args, [*files, sidecar])
     for row in goals:

@@ -25,8 +25,8 @@ import trivial_sweep
 from figures_table import Output, row, write
 
 from amortgap.sweep import grid, make_cells, open_store, run_cells
-from amortgap.sweep.cluster import dask_executor
 from amortgap.sweep.config import parse_args
+from amortgap.sweep.dask import dask_executor
 
 
 @dataclasses.dataclass(frozen=True)

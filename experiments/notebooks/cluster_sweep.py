@@ -108,7 +108,7 @@ with style():
 # there, so put it into a module (as the scripts in `experiments/` do) rather than into a notebook:
 #
 # ```python
-# from amortgap.sweep.cluster import dask_executor
+# from amortgap.sweep.dask import dask_executor
 #
 # with dask_executor("local:2") as executor:
 #     run_cells(cells, my_module.compute, store, schema=SCHEMA, executor=executor)

@@ -148,8 +148,8 @@ def test_fields_can_vary_together():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"famly": ["a"]}, "'famly' .*is not a field of Config: did you mean 'family'"),
-        ({"encoder.widht": [1]}, "'widht' .*is not a field of Encoder: did you mean 'width'"),
+        ({"famly": ["a"]}, "'famly' is not a field of Config: did you mean 'family'"),
+        ({"encoder.widht": [1]}, "'encoder.widht' is not a field of Encoder: did you mean 'width'"),
         ({"seed": []}, "seed.*expected a list of values"),
         ({"family": "abc"}, "family.*expected a list of values, got 'abc'"),
         ({"seed": ["0"]}, "seed: expected int, got '0'"),

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from amortgap.sweep import (
     CellResult,
     Column,
     Schema,
-    Threads,
     build_table,
     grid,
     list_cells,
@@ -28,8 +28,8 @@ from amortgap.sweep import (
     open_store,
     run_cells,
 )
-from amortgap.sweep import manifest as manifest_module
-from amortgap.sweep.manifest import read_manifest
+from amortgap.sweep import provenance as provenance_module
+from amortgap.sweep.provenance import read_manifest
 from amortgap.sweep.run import Summary, unfinished
 from amortgap.sweep.table import csv_text
 
@@ -173,7 +173,7 @@ def test_threads_compute_at_the_same_time_and_give_the_records_of_one(store, tmp
         together.wait()
         return CellResult([{"value": 10 * config.width + config.seed}])
 
-    assert run_cells(CELLS, compute, store, executor=Threads(3)) == Summary(12, 0, 0, 0, 0, False)
+    assert run_cells(CELLS, compute, store, executor=ThreadPoolExecutor(3)) == Summary(12, 0, 0, 0, 0, False)
     alone = open_store(tmp_path / "alone")
     run_cells(CELLS, Counting(), alone)
     assert [record.rows for record in store.records(CELLS)] == [record.rows for record in alone.records(CELLS)]
@@ -191,7 +191,7 @@ def test_each_thread_writes_the_log_of_its_own_cell(store):
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        run_cells(CELLS[:4], compute, store, executor=Threads(2))
+        run_cells(CELLS[:4], compute, store, executor=ThreadPoolExecutor(2))
     for seed, cell in enumerate(CELLS[:4]):
         text = store.log_path(cell.key).read_text()
         assert text.count("working on seed") == text.count(f"working on seed {seed}") == 1
@@ -201,13 +201,27 @@ def test_each_thread_writes_the_log_of_its_own_cell(store):
 def test_a_full_disk_met_by_a_thread_stops_the_sweep(store):
     full = OSError(errno.ENOSPC, "No space left on device", "scratch.bin")
     with pytest.raises(OSError, match="disk full"):
-        run_cells(CELLS, Counting(lambda config: config.seed == 2, full), store, executor=Threads(2))
+        run_cells(CELLS, Counting(lambda config: config.seed == 2, full), store, executor=ThreadPoolExecutor(2))
     assert {record.status for record in store.records()} <= {"ok"}
 
 
-def test_no_threads_are_refused():
-    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
-        Threads(0)
+class Dying(ThreadPoolExecutor):
+    """An executor whose worker dies of certain cells, and takes their whole unit with it."""
+
+    def submit(self, task, unit):
+        if not any(job.cell.config.seed == 2 for job in unit):
+            return super().submit(task, unit)
+        future = Future()
+        future.set_exception(BrokenExecutor("the worker died"))
+        return future
+
+
+def test_only_the_cells_that_kill_their_worker_fail(store):
+    with Dying(2) as executor:
+        summary = run_cells(CELLS, CountingGroups(), store, group_by=lambda config: config.width, executor=executor)
+    assert summary == Summary(9, 0, 3, 0, 0, False)
+    assert {record.config["seed"] for record in store.records() if record.status == "failed"} == {2}
+    assert "BrokenExecutor: the worker died" in store.load(CELLS[2].key).error
 
 
 # --- groups
@@ -343,7 +357,7 @@ def test_nothing_is_keyed_by_time(store, monkeypatch):
         def now(cls, tz=None):
             return datetime.datetime(next(cls.years), 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr(manifest_module.datetime, "datetime", Clock)
+    monkeypatch.setattr(provenance_module.datetime, "datetime", Clock)
     run_cells(CELLS[:6], Counting(), store)
     run_cells(CELLS, Counting(), store)
     assert values(store) == EXPECTED

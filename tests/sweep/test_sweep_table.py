@@ -229,8 +229,8 @@ def test_a_csv_file_of_another_schema_is_refused_by_name(tmp_path, text):
     [
         ("0,ok,a,1,test,0.5", "line 2: not 7 values"),
         ("0,ok,a,1,test,0.5,True,9", "line 2: not 7 values"),
-        ("0,ok,a,1,test,0.5,true", "line 2: column converged holds True or False, got 'true'"),
-        ("0,ok,a,,test,0.5,True", "line 2: column width is part of the key and empty"),
+        ("0,ok,a,1,test,0.5,true", "line 2: column converged holds bool, got 'true'"),
+        ("0,ok,a,,test,0.5,True", "line 2: column width holds int, got ''"),
         ("0,ok,a,one,test,0.5,True", "line 2: column width holds int, got 'one'"),
     ],
 )

@@ -8,18 +8,20 @@ import subprocess
 import sys
 import time
 import types
+from unittest import mock
 
 import pytest
 
 pytest.importorskip("distributed")
 
-from amortgap.sweep import cluster as cluster_module
+import distributed
+
+from amortgap.sweep import dask as dask_module
+from amortgap.sweep import local_cluster as local_module
 from amortgap.sweep import make_cells, open_store
-from amortgap.sweep import remote as remote_module
-from amortgap.sweep.cluster import ClusterError, dask_executor
-from amortgap.sweep.execute import Job, Task
-from amortgap.sweep.executors import Stop
-from amortgap.sweep.manifest import GpuError, versions
+from amortgap.sweep.dask import DaskExecutor, dask_executor
+from amortgap.sweep.execute import ClusterError, GpuError, Job, Task
+from amortgap.sweep.provenance import versions
 from amortgap.sweep.records import CellResult
 
 LOCAL = ("--cluster", "local:2")
@@ -232,24 +234,13 @@ def test_an_absent_scheduler_is_refused_in_bounded_time(tmp_path):
                 pass
 
 
-class Cluster:
-    """Stands for a connected client whose workers answer with `versions` and see the store or not."""
-
-    def __init__(self, versions, sees=True):
-        self.versions, self.sees, self.resources = versions, sees, {}
-
-    def scheduler_info(self, n_workers):
-        return {"workers": {"tcp://there:1": {"resources": self.resources}}}
-
-    def wait_for_workers(self, count, timeout):
-        assert count == 1
-
-    def nthreads(self):
-        return {"tcp://there:1": 1}
-
-    def run(self, function, *args, on_error):
-        assert on_error == "ignore"
-        return {"tcp://there:1": self.versions if not args else self.sees}
+def cluster(versions, sees=True, resources=()):
+    """Make a connected client whose worker answers with `versions` and sees the store or not."""
+    client = mock.Mock(spec=distributed.Client)
+    worker = {"resources": dict(resources), "nthreads": 1}
+    client.scheduler_info = lambda n_workers: {"workers": {"tcp://there:1": worker}}
+    client.run = lambda function, *args, on_error: {"tcp://there:1": sees if args else versions}
+    return client
 
 
 HERE = {"python": "3.11.7", "jax": "0.10.2", "amortgap": "0.1"}
@@ -267,23 +258,24 @@ HERE = {"python": "3.11.7", "jax": "0.10.2", "amortgap": "0.1"}
 def test_a_worker_with_other_versions_is_refused_at_connect_and_when_it_joins_later(
     monkeypatch, tmp_path, there, message
 ):
-    monkeypatch.setattr(cluster_module, "versions", lambda: HERE)
-    assert cluster_module._check_cluster(Cluster({**HERE, "python": "3.11.9"}), 1.0) == 1
+    monkeypatch.setattr(dask_module, "versions", lambda: HERE)
+    dask_module._check_cluster(cluster({**HERE, "python": "3.11.9"}), 1.0)
     with pytest.raises(ClusterError, match=message):
-        cluster_module._check_cluster(Cluster(there), 1.0)
+        dask_module._check_cluster(cluster(there), 1.0)
     task = Task(open_store(tmp_path), lambda config: CellResult(), False, None, 20)
-    expected = remote_module.comparable(HERE)
-    monkeypatch.setattr(remote_module, "versions", lambda: there)
+    expected = dask_module.comparable(HERE)
+    monkeypatch.setattr(dask_module, "versions", lambda: there)
     with pytest.raises(ClusterError, match=message.split(": ")[-1]):
-        remote_module._remote((), "cell", task=task, expected=expected, gpus=False)
+        dask_module._on_worker(task, (), expected=expected, gpus=False)
 
 
 def test_a_store_that_workers_do_not_see_is_refused(tmp_path):
     store = open_store(tmp_path / "out")
     task = Task(store, lambda config: CellResult(), False, None, 20)
-    executor = remote_module.DaskExecutor(Cluster(HERE, sees=False), 1, False, 1.0)
+    executor = DaskExecutor(cluster(HERE, sees=False))
     with pytest.raises(ClusterError, match=rf"folder {store.path} is not shared with the workers .*there:1"):
-        next(executor(task, [], Stop()))
+        executor.submit(task, ())
+    executor.close()
     assert not list(store.path.glob(".seen*"))
 
 
@@ -316,10 +308,10 @@ def test_a_failed_attempt_run_again_is_not_repeated_and_a_new_attempt_is(tmp_pat
 
 def test_workers_are_pinned_to_one_gpu_each_in_turn(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    visible = cluster_module._visible_gpus()
-    two = [cluster_module._pinned(visible, i, 2) for i in range(2)]
+    visible = local_module._visible_gpus()
+    two = [local_module._pinned(visible, i, 2) for i in range(2)]
     assert two == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "7"}]
-    three = [cluster_module._pinned(visible, i, 3) for i in range(3)]
+    three = [local_module._pinned(visible, i, 3) for i in range(3)]
     assert [pin["CUDA_VISIBLE_DEVICES"] for pin in three] == ["4", "7", "4"]
     assert {pin["XLA_PYTHON_CLIENT_MEM_FRACTION"] for pin in three} == {"0.375"}
 
@@ -354,18 +346,16 @@ def test_a_gpu_whose_memory_is_taken_is_named_before_the_cell_runs(monkeypatch, 
     task = Task(open_store(tmp_path), lambda config: pytest.fail("computed"), False, None, 20)
     unit = (Job(make_cells([Config()], schema_version=1)[0], 1),)
     message = r"cannot use its GPU \(RESOURCE_EXHAUSTED: Out of memory .*4096 bytes\.\): nvidia-smi"
-    monkeypatch.setattr(remote_module, "_use_compile_cache", lambda folder: None)
+    monkeypatch.setattr(dask_module, "_use_compile_cache", lambda folder: None)
     with pytest.raises(GpuError, match=message):
-        remote_module._remote(unit, "cell", task=task, expected=remote_module.comparable(versions()), gpus=True)
+        dask_module._on_worker(task, unit, expected=dask_module.comparable(versions()), gpus=True)
 
 
 def test_workers_that_offer_no_gpu_are_refused_instead_of_waiting_for_ever(monkeypatch):
-    monkeypatch.setattr(cluster_module, "versions", lambda: HERE)
-    cluster = Cluster(HERE)
+    monkeypatch.setattr(dask_module, "versions", lambda: HERE)
     with pytest.raises(ClusterError, match="no worker offers one; start them with --resources GPU=1"):
-        cluster_module._check_cluster(cluster, 1.0, gpus=True)
-    cluster.resources = {"GPU": 1.0}
-    assert cluster_module._check_cluster(cluster, 1.0, gpus=True) == 1
+        dask_module._check_cluster(cluster(HERE), 1.0, gpus=True)
+    dask_module._check_cluster(cluster(HERE, resources={"GPU": 1.0}), 1.0, gpus=True)
 
 
 def test_workers_share_a_compile_cache_unless_the_user_has_one(monkeypatch, tmp_path):
@@ -374,9 +364,9 @@ def test_workers_share_a_compile_cache_unless_the_user_has_one(monkeypatch, tmp_
     monkeypatch.setitem(sys.modules, "jax", jax)
     # Set first, so that monkeypatch removes what the function adds.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    remote_module._use_compile_cache(tmp_path)
+    dask_module._use_compile_cache(tmp_path)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine" and not set_in_jax
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    remote_module._use_compile_cache(tmp_path)
+    dask_module._use_compile_cache(tmp_path)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(f"{tmp_path}/")
     assert set_in_jax == {"jax_compilation_cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"]}
