@@ -55,6 +55,7 @@ def convert(value: object, hint: Any, where: str) -> Any:
     """
     value = plain_scalar(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    kind: Any = origin or hint
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_mapping(typing.cast(type, hint), value, where=where)
     if origin is typing.Literal:
@@ -75,7 +76,7 @@ def convert(value: object, hint: Any, where: str) -> Any:
     elif hint is pathlib.Path and isinstance(value, str):
         return pathlib.Path(value)
     # A truth value is an int to Python, and a mistake to the user.
-    elif isinstance(value, origin or hint) and (hint is bool or not isinstance(value, bool)):
+    elif isinstance(value, kind) and (hint is bool or not isinstance(value, bool)):
         return value
     named = hint.__name__ if isinstance(hint, type) and not args else hint
     raise ValueError(f"{where}: expected {named}, got {value!r} ({type(value).__name__})")

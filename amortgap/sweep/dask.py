@@ -25,7 +25,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import Any, cast
 
 try:
     import distributed
@@ -85,8 +85,12 @@ class DaskExecutor(ClientExecutor):
         seen = time.monotonic()
         while not self._closed.wait(_POLL_SECONDS):
             with contextlib.suppress(Exception):
-                if self.client.scheduler_info(n_workers=-1)["workers"]:
-                    seen = time.monotonic()
+                workers = self.client.scheduler_info(n_workers=-1)["workers"]
+                seen = time.monotonic() if workers else seen
+                cluster = self.client.cluster
+                if isinstance(cluster, distributed.SpecCluster) and len(workers) < len(cluster.worker_spec):
+                    # Its nanny does not restart a local worker that is killed before it has told that it started.
+                    cluster.scale(len(cluster.worker_spec))
             if time.monotonic() - seen > self._patience:
                 lost = ClusterError(f"no worker for {self._patience:g} s; {RESUMES}")
                 for future in list(self._open):
@@ -177,11 +181,11 @@ def _check_store(client: distributed.Client, folder: pathlib.Path) -> None:
 
 def on_living_workers(client: distributed.Client, function: Callable[..., Any], *args: str) -> dict[str, Any]:
     """Results of `function` on each worker; one that dies meanwhile is left out, as it would be a moment later."""
-    return client.run(function, *args, on_error="ignore")
+    return cast(dict[str, Any], client.run(function, *args, on_error="ignore"))
 
 
 def _executing(dask_worker: distributed.Worker) -> list[str]:
-    return [state.key for state in dask_worker.state.executing]
+    return [str(state.key) for state in dask_worker.state.executing]
 
 
 def _itself(task: Task) -> Task:

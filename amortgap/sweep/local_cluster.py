@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import dask.config
 import distributed
@@ -55,11 +56,11 @@ def local_cluster(count: str, gpus: bool, memory_limit: str) -> Iterator[distrib
         "cls": distributed.Scheduler,
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
-    with (
-        dask.config.set(_SETTINGS),
-        distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=logging.ERROR) as cluster,
-    ):
-        yield cluster
+    silence: Any = logging.ERROR
+    with dask.config.set(_SETTINGS):
+        cluster = distributed.SpecCluster(workers=spec, scheduler=scheduler, silence_logs=silence)
+        with cluster:
+            yield cluster
 
 
 def keep_to_core(index: int, workers: int) -> None:

@@ -26,7 +26,7 @@ from figures_table import Output, row, write
 
 from amortgap.sweep import grid, make_cells, open_store, run_cells
 from amortgap.sweep.config import parse_args
-from amortgap.sweep.dask import dask_executor
+from amortgap.sweep.dask import dask_executor, on_living_workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +155,11 @@ def killed_worker(folder: Path) -> list[dict]:
             run_all(cells, trivial_sweep.compute, store)
         else:
             with dask_executor("local:2") as executor:
-                pids = executor.client.run(os.getpid)
+                pids = on_living_workers(executor.client, os.getpid)
                 killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {next(iter(pids.values()))}"])
                 run_all(cells, trivial_sweep.compute, store, executor=executor)
                 killer.wait()
-                replaced = set(executor.client.run(os.getpid).values()) != set(pids.values())
+                replaced = set(on_living_workers(executor.client, os.getpid).values()) != set(pids.values())
         rows[name] = [(record.hash, record.status, record.rows) for record in store.records(cells)]
     equal = rows["serial"] == rows["dask"] and replaced and len(rows["dask"]) == 20
     return [row("records of 2 workers, one killed, equal to serial", float(equal), "1 = equal", low=1, high=1)]
