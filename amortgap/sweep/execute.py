@@ -135,7 +135,8 @@ class Task:
             if len(jobs) > 1:
                 logger.warning("a group of %d cells failed (%r): computing them one by one", len(jobs), error)
                 return {key: status for job in jobs for key, status in self._run([job]).items()}
-            logger.error("cell %s failed: %r", jobs[0].cell.key[:12], error)
+            key = jobs[0].cell.key
+            logger.error("cell %s failed: %r (log: %s)", key[:12], error, self.store.log_path(key))
             return {jobs[0].cell.key: self._save_failure(jobs[0], error, time.perf_counter() - start)}
         wall_time = (time.perf_counter() - start) / len(jobs)
         return {job.cell.key: self._save(job, result, wall_time) for job, result in zip(jobs, results, strict=True)}
@@ -152,7 +153,9 @@ class Task:
             raise ValueError(f"compute must return CellResult, got {type(result).__name__}")
         plain = [plain_row(row) for row in result.rows]
         rows = [check_row(row, self.schema) if self.schema else row for row, _ in plain]
-        return _Checked(rows, all(finite for _, finite in plain), _arrays_bytes(result), result.message)
+        not_finite = sorted({name for _, names in plain for name in names})
+        message = result.message or (f"not finite: {', '.join(not_finite)}" if not_finite else "")
+        return _Checked(rows, not not_finite, _arrays_bytes(result), message)
 
     def _save(self, job: Job, result: _Checked, seconds: float) -> Status:
         status: Status = "ok" if result.finite else "nonfinite"

@@ -217,15 +217,15 @@ def parse_record(data: bytes, key: str) -> Record:
     return record
 
 
-def plain_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """A row as JSON data, numbers that are not finite replaced by None, and whether all were finite.
+def plain_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A row as JSON data, numbers that are not finite replaced by None, and the names of the columns of these.
 
     Raises ValueError naming the column for a value that is not a scalar.
     """
     plain: dict[str, Any] = {}
-    finite = True
+    not_finite: list[str] = []
     for name, value in row.items():
-        if not isinstance(value, numbers.Number) and hasattr(value, "item") and getattr(value, "size", None) == 1:
+        if not isinstance(value, numbers.Number) and getattr(value, "size", None) == 1:
             value = value.item()
         if value is None or isinstance(value, bool | str):
             plain[name] = value
@@ -233,11 +233,11 @@ def plain_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
             plain[name] = int(value)
         elif isinstance(value, numbers.Real):
             number = float(value)
-            finite &= math.isfinite(number)
             plain[name] = number if math.isfinite(number) else None
+            not_finite += [name] if plain[name] is None else []
         else:
             raise ValueError(f"row column {name!r}: expected a number, a string or None, got {type(value).__name__}")
-    return plain, finite
+    return plain, not_finite
 
 
 def _checked(key: str) -> str:

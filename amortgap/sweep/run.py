@@ -16,18 +16,12 @@ import contextlib
 import dataclasses
 import logging
 import queue
-import signal
 import sys
-import threading
-import time
 import typing
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
-
-import tqdm
-import tqdm.contrib.logging
 
 from amortgap.sweep.cells import Cell, varying
 from amortgap.sweep.execute import (
@@ -43,11 +37,9 @@ from amortgap.sweep.execute import (
 from amortgap.sweep.provenance import new_run, now, write_run
 from amortgap.sweep.records import CellResult, Record, Store
 from amortgap.sweep.table import Schema
+from amortgap.sweep.terminal import Interrupts, show_progress
 
 logger = logging.getLogger(__name__)
-
-# Between two lines of progress where there is no terminal.
-TELL_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +110,14 @@ def run_cells(
     skipped = sum(value != "failed" for value in status.values())
     logger.info("%d cells: %d done, %d to compute", len(cells), skipped, len(jobs))
     if earlier := len(status) - skipped:
-        logger.warning("%d cells failed earlier and are not computed again without --retry-failed", earlier)
-    stop, interrupted = _Interrupts(), False
+        logger.warning("%d cells failed earlier; --retry-failed (retry_failed=True) computes them again", earlier)
+    stop, interrupted = Interrupts(), False
     if jobs:
         task = Task(store, compute, group_by is not None, schema, logging.getLogger("amortgap").getEffectiveLevel())
         entry = new_run(_describe(cells))
         write_run(store.path, entry)
         try:
-            with stop, captured_warnings(), _progress(len(cells), status) as progress:
+            with stop, captured_warnings(), show_progress(len(cells), status) as progress:
                 for key, outcome in _outcomes(executor, task, _units(jobs, group_by), stop):
                     status[key] = outcome
                     progress(outcome)
@@ -178,7 +170,7 @@ def _units(jobs: Sequence[Job], group_by: Callable[[Any], Hashable] | None) -> l
 
 
 def _outcomes(
-    executor: Executor | None, task: Task, units: Sequence[Unit], stop: _Interrupts, *, alone: bool = False
+    executor: Executor | None, task: Task, units: Sequence[Unit], stop: Interrupts, *, alone: bool = False
 ) -> Iterator[Outcome]:
     """Outcomes of all units; those lost with their worker are tried once more, cell by cell and one at a time.
 
@@ -199,7 +191,7 @@ def _outcomes(
 
 
 def _results(
-    executor: Executor | None, task: Task, units: Sequence[Unit], stop: _Interrupts
+    executor: Executor | None, task: Task, units: Sequence[Unit], stop: Interrupts
 ) -> Iterator[tuple[Unit, list[Outcome] | Exception]]:
     """Each unit with its outcomes, or with the error that says that its worker died; any other error is raised."""
     if executor is None:
@@ -244,60 +236,6 @@ def _describe(cells: Sequence[Cell]) -> dict[str, Any]:
     names = ("schema_version", "semantics_version", "data_sha256")
     found = {name: {cell.identity[name] for cell in cells} - {None} for name in names}
     return {"cells": len(cells), **{name: sorted(values) for name, values in found.items()}}
-
-
-class _Interrupts:
-    """Context in which the first SIGINT or SIGTERM sets `requested`, and the second raises KeyboardInterrupt."""
-
-    requested = False
-
-    def __enter__(self) -> None:
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
-        self._previous = {number: signal.signal(number, self._on_signal) for number in signals}
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print("\nstopping after the running cells; once more to stop now. Finished cells are kept.", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _progress(total: int, status: Mapping[str, str]) -> Iterator[Callable[[str], None]]:
-    """Show cells done and failed on stderr: a live line on a terminal, otherwise a line every half minute."""
-    live = sys.stderr.isatty()
-    loggers = [logging.getLogger("amortgap")] if live else []
-    bar = tqdm.tqdm(total=total, initial=len(status), unit="cell", disable=not live, dynamic_ncols=True)
-    failed = sum(value == "failed" for value in status.values())
-    done, ended, began = len(status), threading.Event(), time.monotonic()
-
-    def tell() -> None:
-        while not ended.wait(TELL_SECONDS):
-            print(
-                f"{done} of {total} cells done, {failed} failed, {(time.monotonic() - began) / 60:.1f} minutes",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def step(outcome: str) -> None:
-        nonlocal done, failed
-        done, failed = done + 1, failed + (outcome == "failed")
-        bar.set_postfix(failed=failed, refresh=False)
-        bar.update()
-
-    if not live:
-        threading.Thread(target=tell, daemon=True).start()
-    try:
-        with bar, tqdm.contrib.logging.logging_redirect_tqdm(loggers):
-            bar.set_postfix(failed=failed)
-            yield step
-    finally:
-        ended.set()
 
 
 def list_cells(cells: Sequence[Cell], store: Store) -> str:

@@ -135,6 +135,8 @@ def test_a_number_that_is_not_finite_is_null_and_the_cell_nonfinite_and_finished
     record = store.load(CELLS[0].key)
     assert (record.status, record.error) == ("nonfinite", "diverged at step 7")
     assert run_cells(CELLS[:1], Counting(), store).skipped == 1
+    run_cells(CELLS[1:2], lambda config: CellResult(result.rows), store)
+    assert store.load(CELLS[1].key).error == "not finite: bad"
 
 
 @pytest.mark.parametrize("result", [None, {"value": 1}, [CellResult()]])
@@ -303,7 +305,7 @@ def test_a_quick_run_without_a_terminal_prints_nothing(store, capsys):
 
 
 def test_a_long_run_without_a_terminal_prints_its_progress_now_and_then(store, capsys, monkeypatch):
-    monkeypatch.setattr("amortgap.sweep.run.TELL_SECONDS", 0.05)
+    monkeypatch.setattr("amortgap.sweep.terminal.TELL_SECONDS", 0.05)
 
     def compute(config):
         if config.width == 3:
