@@ -18,31 +18,30 @@ import tyro
 
 NEEDED = ("xs_train", "xs_test", "model", "family", "encoder")
 OPTIONAL = ("image_shape",)
-# Scripts about the repository itself: its committed results, and a clone of it.
+# Scripts that work on the repository itself, which a wheel has not: its committed results, and a clone of it.
 _OF_THE_REPOSITORY = ("verify_results", "fresh_clone")
+# Seconds of the budget that are kept for drawing the report.
+_DRAWING = 10.0
 
 
 def load_problem(file: pathlib.Path) -> dict[str, Any]:
-    """Return what `make_problem()` in a Python file returns, checked for its parts.
+    """Return the mapping that `make_problem()` in a Python file returns, its names checked.
 
     Raises:
-      ValueError: no such file, one that does not run, no `make_problem`, or a result that lacks a part or has another.
+      ValueError: no such file, one that does not run, no `make_problem`, or a result with missing or unknown names.
     """
     if not file.is_file():
-        raise ValueError(f"problem must be a Python file, got {str(file)!r}, which is none")
-    # Modules beside the file can be imported, as when Python runs it: also later, by what the file defines.
+        raise ValueError(f"problem: no such Python file: {str(file)!r}")
+    # The file, and later the functions it defines, can import modules beside it, as if Python ran it.
     sys.path.insert(0, str(file.resolve().parent))
-    make = _naming_the_line(file, lambda: runpy.run_path(str(file), run_name="__problem__")).get("make_problem")
+    make = _with_line(file, lambda: runpy.run_path(str(file), run_name="__problem__")).get("make_problem")
     if not callable(make):
-        raise ValueError(f"{file} must define a function make_problem(), got {type(make).__name__}")
-    problem = _naming_the_line(file, make)
+        raise ValueError(f"{file} must define a function make_problem()")
+    problem = _with_line(file, make)
+    # A named tuple serves as well.
+    problem = getattr(problem, "_asdict", lambda: problem)()
     if not isinstance(problem, Mapping):
-        as_dict = getattr(problem, "_asdict", None)
-        if as_dict is None:
-            raise ValueError(
-                f"make_problem() must return a mapping with {', '.join(NEEDED)}, got {type(problem).__name__}"
-            )
-        problem = as_dict()
+        raise ValueError(f"make_problem() must return a mapping with {', '.join(NEEDED)}, got {type(problem).__name__}")
     missing = [name for name in NEEDED if name not in problem]
     unknown = [name for name in problem if name not in (*NEEDED, *OPTIONAL)]
     if missing or unknown:
@@ -53,8 +52,8 @@ def load_problem(file: pathlib.Path) -> dict[str, Any]:
     return dict(problem)
 
 
-def _naming_the_line(file: pathlib.Path, call: Callable[[], Any]) -> Any:
-    """Return what `call` gives; what goes wrong in the user's file is said with its line."""
+def _with_line(file: pathlib.Path, call: Callable[[], Any]) -> Any:
+    """Return the result of `call`; an error in the user's file becomes a ValueError that names its line."""
     try:
         return call()
     except Exception as error:
@@ -78,7 +77,7 @@ def diagnose(
 
     Args:
         problem: Python file that defines make_problem(), which returns a mapping with xs_train, xs_test, model, family
-            and encoder (and image_shape, if data are images that do not look like it).
+            and encoder, and with image_shape if data are images whose shape cannot be guessed.
         budget: seconds to use, report included; at least 40.
         out: where to write the report, one HTML file.
         max_data: data measured of training and of held-out data, at most.
@@ -94,23 +93,22 @@ def diagnose(
     import amortgap as ag
 
     if not out.resolve().parent.is_dir():
-        raise ValueError(f"--out must lie in a folder that exists, got {str(out)!r}")
-    # Drawing the figures takes some seconds of its own.
-    drawing = 10.0
-    if budget < ag.diagnosis.MINIMUM_BUDGET + drawing:
-        raise ValueError(f"--budget must be at least {ag.diagnosis.MINIMUM_BUDGET + drawing:g} seconds, got {budget:g}")
-    found = load_problem(problem)
+        raise ValueError(f"--out: no such folder: {str(out.parent)!r}")
+    least = ag.diagnosis.MINIMUM_BUDGET + _DRAWING
+    if budget < least:
+        raise ValueError(f"--budget must be at least {least:g} seconds, got {budget:g}")
+    parts = load_problem(problem)
     diagnosis = ag.diagnose(
         jax.random.key(seed),
-        found.pop("xs_train"),
-        found.pop("xs_test"),
-        **found,
-        budget=budget - drawing,
+        parts.pop("xs_train"),
+        parts.pop("xs_test"),
+        **parts,
+        budget=budget - _DRAWING,
         max_data=max_data,
         tolerance=tolerance,
         progress=True,
     )
-    # What was asked for is the whole; the report is drawn in the rest.
+    # The report states the budget the user gave, which includes the time for drawing.
     diagnosis = dataclasses.replace(diagnosis, settings=diagnosis.settings | {"budget": budget})
     print(diagnosis.summary())
     print(f"report: {diagnosis.to_html(out)}")
@@ -135,15 +133,15 @@ def experiments() -> dict[str, pathlib.Path]:
     package = pathlib.Path(__file__).parent
     for folder in (package.parent / "experiments", package / "experiments"):
         if (folder / "capacity_sweep.py").is_file():
-            scripts = [*folder.glob("*.py"), *folder.glob("benchmarks/*.py")]
-            # The others are parts of these: an experiment opens with the command that runs it.
-            found = {
+            scripts = sorted([*folder.glob("*.py"), *folder.glob("benchmarks/*.py")], key=lambda script: script.stem)
+            left_out = _OF_THE_REPOSITORY if folder.parent == package else ()
+            # The docstring of an experiment gives the command that runs it; other files are modules of experiments.
+            return {
                 script.stem: script
-                for script in sorted(scripts, key=lambda script: script.stem)
+                for script in scripts
                 if f"    python {script.relative_to(folder.parent).as_posix()}" in script.read_text()
+                and script.stem not in left_out
             }
-            in_wheel = folder.parent == package
-            return {name: script for name, script in found.items() if not (in_wheel and name in _OF_THE_REPOSITORY)}
     raise ValueError(f"no experiments beside {package} or in it: install from a wheel or work in the repository")
 
 
@@ -151,32 +149,32 @@ def run(args: Sequence[str]) -> NoReturn:
     """Run an experiment with its own flags, as `python experiments/NAME.py` does in the repository.
 
     Raises:
-      ValueError: an experiment that does not exist; the message lists all.
+      ValueError: no such experiment; the message lists all.
     """
     known = experiments()
+    listed = f"the experiments are {', '.join(known)}"
     if not args:
-        raise ValueError(f"run must be followed by one of {', '.join(known)}")
+        raise ValueError(f"run: which experiment? {listed}")
     name, *flags = args
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"run must be followed by one of {', '.join(known)}, got {name!r}{hint}")
-    # A process of its own: settings of the compiler come before jax, and workers look beside the script.
+        raise ValueError(f"run: no such experiment: {name!r}; {f'did you mean {near[0]}? ' if near else ''}{listed}")
+    # A process of its own: it sets up the compiler before jax is imported, and its workers look beside the script.
     os.execv(sys.executable, [sys.executable, str(known[name]), *flags])
 
 
-def _run_listed(experiment: tyro.conf.Positional[str]) -> NoReturn:
+def _run_in_help(experiment: tyro.conf.Positional[str]) -> NoReturn:
     """Run an experiment, `run EXPERIMENT [flags]`; `run --help` lists them."""
-    # For the list of commands: `main` passes on what follows `run`, which is not for the parser here.
+    # Only for the list of commands in the help text: `main` itself handles `run`, whose flags belong to the experiment.
     run([experiment])
 
 
-def _experiments_listed() -> str:
-    """Return the usage of `run` and every experiment with the first sentence of its script."""
-    known = {name: ast.get_docstring(ast.parse(script.read_text())) or "" for name, script in experiments().items()}
-    width = max(map(len, known))
-    lines = [f"  {name:<{width}}  {text.splitlines()[0]}" for name, text in known.items()]
+def _list_of_experiments() -> str:
+    """Return the usage of `run` and every experiment with the first line of its docstring."""
+    texts = {name: ast.get_docstring(ast.parse(script.read_text())) or "" for name, script in experiments().items()}
+    width = max(map(len, texts))
     usage = "usage: amortgap run EXPERIMENT [flags]; --help after the name shows its flags"
+    lines = [f"  {name:<{width}}  {text.splitlines()[0]}" for name, text in texts.items()]
     return "\n".join([usage, "", "experiments:", *lines])
 
 
@@ -187,24 +185,17 @@ def main(args: Sequence[str] | None = None) -> int:
         if words == ["--version"]:
             print(importlib.metadata.version("amortgap"))
             return 0
-        if words[:1] == ["run"] and words[1:2] in (["--help"], ["-h"]):
-            print(_experiments_listed())
-            return 0
         if words[:1] == ["run"]:
-            run(words[1:])
+            if words[1:2] not in (["--help"], ["-h"]):
+                run(words[1:])
+            print(_list_of_experiments())
+            return 0
         return tyro.extras.subcommand_cli_from_dict(
-            {"diagnose": diagnose, "report": report, "run": _run_listed},
+            {"diagnose": diagnose, "report": report, "run": _run_in_help},
             prog="amortgap",
             args=words,
             description="How many nats an amortized encoder loses, why, and how sure we are.",
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return 2 if isinstance(error, ValueError) else 1

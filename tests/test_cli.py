@@ -31,9 +31,9 @@ def written(tmp_path, text):
 
 
 def test_problem_files_are_checked(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"problem must be a Python file, got .*missing.py"):
+    with pytest.raises(ValueError, match=r"problem: no such Python file: .*missing.py"):
         cli.load_problem(tmp_path / "missing.py")
-    with pytest.raises(ValueError, match=r"must define a function make_problem\(\), got NoneType"):
+    with pytest.raises(ValueError, match=r"must define a function make_problem\(\)"):
         cli.load_problem(written(tmp_path, "x = 1"))
     with pytest.raises(ValueError, match=r"must return a mapping with xs_train.*got int"):
         cli.load_problem(written(tmp_path, "def make_problem(): return 3"))
@@ -63,7 +63,7 @@ def test_wrong_arguments_end_with_a_message_and_status_two(tmp_path, capsys):
     assert cli.main(["diagnose", str(file), "--budget", "5"]) == 2
     assert "--budget must be at least 40 seconds, got 5" in capsys.readouterr().err
     assert cli.main(["diagnose", str(file), "--out", str(tmp_path / "no" / "where.html")]) == 2
-    assert "--out must lie in a folder that exists" in capsys.readouterr().err
+    assert "--out: no such folder" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "nothing")]) == 2
     assert "folder: no such folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
@@ -109,11 +109,12 @@ def test_run_finds_every_experiment_and_passes_its_flags_on(capsys):
         cli.main(["--help"])
     assert ended.value.code == 0 and "run EXPERIMENT [flags]" in " ".join(capsys.readouterr().out.split())
     assert cli.main(["run", "capacity_swep"]) == 2
-    assert "got 'capacity_swep'; did you mean capacity_sweep?" in capsys.readouterr().err
+    assert "no such experiment: 'capacity_swep'; did you mean capacity_sweep?" in capsys.readouterr().err
     assert cli.main(["run"]) == 2
+    assert "run: which experiment? the experiments are capacity_sweep, " in capsys.readouterr().err
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out.strip() == importlib.metadata.version("amortgap")
     done = subprocess.run(
-        [sys.executable, "-m", "amortgap.cli", "run", "sweep_overhead", "--help"],
+        [sys.executable, "-m", "amortgap", "run", "sweep_overhead", "--help"],
         capture_output=True,
         text=True,
         check=False,

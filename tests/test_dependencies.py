@@ -87,6 +87,7 @@ ALLOWED = {
     "figures": _BASE,
     "weights": _BASE,
     "report": _BASE | {"figures", "sweep"},
+    "__main__": {"cli"},
     "cli": {"runtime", "report", "diagnosis", "sweep"},
 }
 
