@@ -232,7 +232,7 @@ class HasHead(Family, Protocol):
 class Encoder(Protocol):
     """A function from one datum to variational parameters; its weights are the leaves of its pytree."""
 
-    def __call__(self, x: Datum) -> Array:
+    def __call__(self, x: Datum, /) -> Array:
         """Return phi [family.size] of one datum."""
         ...
 

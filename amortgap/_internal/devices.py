@@ -123,18 +123,18 @@ def on_host(leaf: Array) -> np.ndarray:
     return np.asarray(leaf if leaf.is_fully_addressable else process_allgather(leaf, tiled=True))
 
 
-def mean_over_rows(function: Callable[..., Array], rows: tuple[Any, ...], devices: tuple[Any, ...]) -> Array:
-    """Return the mean of `function` over the rows of all arguments, each device computing an equal share.
+def mean_over_rows(function: Callable[..., Tree], rows: tuple[Any, ...], devices: tuple[Any, ...]) -> Tree:
+    """Return the mean of `function`, a tree of scalars, over the rows of all arguments; devices compute equal shares.
 
     Rows that fill up the last share are computed and masked: they are in no mean.
     """
     if len(devices) < 2:
-        return jnp.mean(jax.vmap(function)(*rows))
+        return jax.tree.map(jnp.mean, jax.vmap(function)(*rows))
     n = num_rows(rows)
     index = jnp.arange(-(-n // len(devices)) * len(devices))
     split = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
     shares = jax.lax.with_sharding_constraint(jax.tree.map(lambda leaf: leaf[index % n], rows), split)
-    return jnp.sum(jnp.where(index < n, jax.vmap(function)(*shares), 0)) / n
+    return jax.tree.map(lambda leaf: jnp.sum(jnp.where(index < n, leaf, 0)) / n, jax.vmap(function)(*shares))
 
 
 class HostBuffer:

@@ -13,9 +13,8 @@ from amortgap.inference.refinement.iterative import IterativeEncoder, iterative_
 from amortgap.inference.refinement.recursive_mixture import MixtureEncoder, recursive_mixture
 from amortgap.inference.refinement.refine import Refinement, refine
 from amortgap.inference.refinement.semi_amortized import semi_amortized_vi
-from amortgap.inference.training.aggressive import train_vae_aggressively
-from amortgap.inference.training.amortized import AmortizedFit, Trace, amortized_vi, train_vae
-from amortgap.inference.training.encoder import EncoderFit, EncoderTrace, train_encoder
+from amortgap.inference.training.amortized import amortized_vi, train_vae
+from amortgap.inference.training.encoder import train_encoder, train_vae_aggressively
 from amortgap.inference.training.objectives import (
     denoising_objective,
     elbo_objective,
@@ -23,11 +22,11 @@ from amortgap.inference.training.objectives import (
     reverse_half_asleep_objective,
     sleep_objective,
 )
+from amortgap.inference.training.records import AmortizedFit, EncoderFit, Trace
 
 __all__ = [
     "AmortizedFit",
     "EncoderFit",
-    "EncoderTrace",
     "FactorizedOptimum",
     "GlobalLocalFit",
     "GlobalLocalTrace",

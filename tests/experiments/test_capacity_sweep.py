@@ -65,7 +65,7 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
     from studies.capacity import cells as capacity_cells
     from studies.capacity.study import Study
 
-    from amortgap.inference.training.amortized_fit import Trace
+    from amortgap.inference import Trace
     from amortgap.sweep import make_cells, open_store, run_cells
 
     row = {"split": "train", "kl_local": 1.0, "kl_amortized": 2.0, "amortization_gap": 1.0, "gap_q050": 1.0}
@@ -74,7 +74,8 @@ def test_training_that_breaks_down_reports_no_gap_and_keeps_its_steps(monkeypatc
     def compute(studies):
         ends = np.array([study.seed != 1 for study in studies])
         elbo = np.where(ends[:, None], -1.0, np.array([-1.0, -1.0, np.nan, -2.0]))
-        trace = Trace(step=np.tile([15, 30, 45, 60], (3, 1)), batch_elbo=np.zeros((3, 4)), elbo=elbo)
+        counts = np.zeros((3, 4), int)
+        trace = Trace(np.tile([15, 30, 45, 60], (3, 1)), np.zeros((3, 4)), elbo, counts, counts, counts)
         fit = types.SimpleNamespace(change=np.zeros(3), change_standard_error=np.zeros(3), finite=ends, trace=trace)
         return [capacity_cells._result(study, fit, [row], encoder, 60, i) for i, study in enumerate(studies)]
 

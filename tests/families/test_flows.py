@@ -184,7 +184,7 @@ def test_flow_with_fixed_weights_is_the_flow(flow, key, x64):
 
 def test_gradient_of_shared_weights_is_that_of_the_whole_flow(key, x64):
     # Sticking the landing leaves out the score term of head and weights alike, whichever way they are passed.
-    from amortgap.inference.training.shared_weights import without_copies
+    from amortgap.inference.training.objectives import without_copies
 
     model = ag.models.FactorAnalysis(loadings=jnp.eye(3, 2), mean=jnp.zeros(3), noise_variance=jnp.ones(3))
     flow, x = F.CouplingFlow(2, 2, 4, 1), jnp.array([0.7, -0.2, 1.0])

@@ -18,7 +18,7 @@ from amortgap._internal.progress import progress_bar
 from amortgap.expectations import Expectation
 from amortgap.inference.hierarchical.elbo import hierarchical_elbo
 from amortgap.inference.hierarchical.factors import LocalFactors
-from amortgap.inference.training.minibatches import minibatches
+from amortgap.inference.training.rounds import minibatches
 from amortgap.inference.training.schedules import warmup_cosine
 from amortgap.protocols import Data, Family, HierarchicalModel
 
@@ -167,7 +167,7 @@ def _advance(
         number, key, rows = inputs
         value, gradient = jax.value_and_grad(lambda params: -objective.mean(params, key, rows))(params)
         update, memory = optimizer.update(gradient, memory, params)
-        factor = warmup_cosine(number, plan.rounds * steps) if plan.schedule == "cosine" else 1.0
+        factor = warmup_cosine(plan.rounds * steps)(number) if plan.schedule == "cosine" else 1.0
         params = params - (learning_rate * factor).astype(params.dtype) * jnp.asarray(update)
         return (params, memory), (value, jnp.asarray(n if batch_size is None else batch_size))
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._internal.checks import check_count, check_data, check_key, check_sizes
+from amortgap._internal.checks import check_count, check_key, check_sizes
 from amortgap._internal.records import checked_record
 from amortgap.encoders.basic import OUTPUT_SCALE
 from amortgap.inference.refinement.refine import climbed_elbo
-from amortgap.inference.training.encoder import EncoderFit, maximise
+from amortgap.inference.training.certificate import TOLERANCE
+from amortgap.inference.training.encoder import train_encoder
+from amortgap.inference.training.objectives import ElboObjective
+from amortgap.inference.training.records import AmortizedFit
 from amortgap.networks import Network, count_weights, dense
-from amortgap.objectives import elbo
-from amortgap.protocols import Family, HasEntropy, Model, Reparameterised
+from amortgap.protocols import Data, Datum, Family, HasEntropy, Model, Reparameterised
 
 
 @checked_record
@@ -32,6 +33,7 @@ class IterativeEncoder:
       start: phi_0, [size], trained.
       model: whose gradients it reads, a constant here.
       family: variational family.
+      seed: whole number below 2^24, a constant, that fixes the draws of the gradients of all data.
       num_iterations: T.
       gradient_samples: draws per gradient, always the same ones; 0 for the cubature rule.
     """
@@ -40,12 +42,14 @@ class IterativeEncoder:
     start: Float[Array, " size"]
     model: Model
     family: Family
+    seed: Float[Array, ""]
     num_iterations: int = field(metadata={"static": True})
     gradient_samples: int = field(metadata={"static": True})
 
-    def path(self, x: Any) -> Float[Array, "iterations size"]:
+    def path(self, x: Datum) -> Float[Array, "iterations size"]:
         """Return phi before and after every iteration for one datum."""
-        model, key = jax.lax.stop_gradient(self.model), jax.random.key(0)
+        model = jax.lax.stop_gradient(self.model)
+        key = jax.random.key(jax.lax.stop_gradient(self.seed).astype(jnp.uint32))
 
         def step(phi: Array, index: Array) -> tuple[Array, Array]:
             here = jax.lax.stop_gradient(phi)
@@ -59,7 +63,7 @@ class IterativeEncoder:
         _, rest = jax.lax.scan(step, self.start, jnp.arange(self.num_iterations))
         return jnp.concatenate([self.start[None], rest])
 
-    def __call__(self, x: Any) -> Float[Array, " size"]:
+    def __call__(self, x: Datum) -> Float[Array, " size"]:
         """Return phi after the last iteration for one datum."""
         return self.path(x)[-1]
 
@@ -77,7 +81,7 @@ def iterative_encoder(
     Formula: as in `IterativeEncoder`, with phi_0 the family's standard member.
 
     Args:
-      key: typed key of the initial weights.
+      key: typed key of the initial weights and of the draws of the gradients.
       model, family: as in `elbo`; the cubature rule needs a normal family.
       num_iterations: T.
       width: hidden units of the network.
@@ -101,12 +105,14 @@ def iterative_encoder(
             f"gradient_samples must be positive for {type(family).__name__}, which cubature cannot integrate"
         )
     network = dense(key, (2 * family.size, width, 2 * family.size), output_scale=OUTPUT_SCALE)
-    return IterativeEncoder(network, family.standard(), model, family, num_iterations, gradient_samples)
+    # A floating number, so that all leaves are of the kind that optimisers take; it has no gradient and stays.
+    seed = jax.random.randint(jax.random.fold_in(key, 1), (), 0, 2**24).astype(jnp.zeros(()).dtype)
+    return IterativeEncoder(network, family.standard(), model, family, seed, num_iterations, gradient_samples)
 
 
 def iterative_amortized_vi(
     key: jax.Array,
-    xs: Any,
+    xs: Data,
     *,
     model: Model,
     family: Family,
@@ -116,8 +122,9 @@ def iterative_amortized_vi(
     num_steps: int = 2000,
     batch_size: int = 100,
     num_samples: int = 1,
-    learning_rate: float = 3e-3,
-) -> EncoderFit:
+    learning_rate: float | Array = 3e-3,
+    tolerance: float = TOLERANCE,
+) -> AmortizedFit:
     """Train an iterative encoder on the ELBOs of all its iterations.
 
     Formula: `max_w (1/N) sum_i (1/T) sum_{t=1..T} ELBO(phi_t(x_i); x_i)`.
@@ -128,10 +135,10 @@ def iterative_amortized_vi(
       model, family: as in `elbo`.
       num_iterations, width: T and the hidden units of the update network.
       gradient_samples: draws per gradient that the network reads; 0 for the cubature rule.
-      num_steps, batch_size, num_samples, learning_rate: of Adam, as in `train_encoder`.
+      num_steps, batch_size, num_samples, learning_rate, tolerance: as in `amortized_vi`, with Adam.
 
     Returns:
-      EncoderFit, its encoder an `IterativeEncoder`.
+      AmortizedFit, its encoder an `IterativeEncoder`.
 
     Raises:
       ValueError: bad key, data, sizes or settings.
@@ -139,21 +146,34 @@ def iterative_amortized_vi(
     Source: Marino, Yue and Mandt, "Iterative amortized inference" (2018), equation 6 and algorithm 1.
     """
     check_key(key)
-    xs = check_data("xs", xs, model)
     check_count("num_samples", num_samples)
     key_weights, key_train = jax.random.split(key)
     encoder = iterative_encoder(
-        key_weights, model=model, family=family, num_iterations=num_iterations, width=width,
-        gradient_samples=gradient_samples,
-    )  # fmt: skip
-
-    def objective(key: jax.Array, params: Any, x: Any) -> tuple[Array, Array]:
-        def bound(phi: Array) -> Array:
-            return elbo(key, phi, x, model=model, family=family, num_samples=num_samples)
-
-        return jnp.mean(jax.vmap(bound)(params[0].path(x)[1:])), jnp.asarray(0)
-
-    return maximise(
-        key_train, xs, (encoder,), objective, num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate,
+        key_weights,
         model=model,
-    )  # fmt: skip
+        family=family,
+        num_iterations=num_iterations,
+        width=width,
+        gradient_samples=gradient_samples,
+    )
+    return train_encoder(
+        key_train,
+        xs,
+        encoder=encoder,
+        objective=_MeanOverIterations(ElboObjective(model, family, num_samples)),
+        model=model,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        tolerance=tolerance,
+    )
+
+
+@checked_record
+@dataclass(frozen=True)
+class _MeanOverIterations:
+    bound: ElboObjective
+
+    def __call__(self, key: jax.Array, encoder: IterativeEncoder, x: Datum) -> Float[Array, ""]:
+        path = encoder.path(x)[1:]
+        return jnp.mean(jax.vmap(lambda phi: self.bound(key, lambda _: phi, x))(path))

@@ -3,70 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from amortgap._internal.checks import (
-    check_choice,
-    check_count,
-    check_data,
-    check_encoder,
-    check_key,
-    check_positive,
-    check_sizes,
-    check_trainable,
-    is_concrete,
-    num_rows,
-)
-from amortgap._internal.devices import Layout, chosen_devices, map_sharded, mean_over_rows
-from amortgap.inference.training import rounds
-from amortgap.inference.training.amortized_fit import AmortizedFit, Trace
-from amortgap.inference.training.full_batch import FullBatch, train_full_batch
-from amortgap.inference.training.minibatches import minibatches
-from amortgap.inference.training.schedules import warmup_cosine
-from amortgap.inference.training.shared_weights import encoder_elbo
-from amortgap.objectives import ESTIMATORS
-
-
-@dataclass(frozen=True)
-class _Settings:
-    steps_per_round: int
-    rounds_per_cycle: int
-    batch_size: int
-    num_samples: int
-    eval_samples: int
-    estimator: str
-    antithetic: bool
-    train_model: bool
-    entropy_warmup: int
-    num_data: int
-    devices: tuple[Any, ...]
+from amortgap._internal.checks import check_choice, check_count, check_data, check_encoder, check_key, check_sizes
+from amortgap.expectations import ESTIMATORS
+from amortgap.inference.training.certificate import TOLERANCE
+from amortgap.inference.training.per_datum import ElboOfParams
+from amortgap.inference.training.records import AmortizedFit
+from amortgap.inference.training.run import Settings, train
+from amortgap.protocols import Data, Encoder, Family, Model
 
 
 def amortized_vi(
     key: jax.Array,
-    xs: Any,
+    xs: Data,
     *,
-    model: Any,
-    family: Any,
-    encoder: Any,
-    validation: Any = None,
+    model: Model,
+    family: Family,
+    encoder: Encoder,
+    validation: Data = None,
     num_steps: int = 4000,
     batch_size: int = 100,
     num_samples: int = 1,
-    learning_rate: float | Array = 3e-3,
+    learning_rate: float | Array | None = None,
     eval_samples: int = 8,
     num_evaluations: int = 20,
     estimator: str | None = None,
     antithetic: bool = False,
-    optimizer: str = "adam",
+    optimizer: str | optax.GradientTransformation = "adam",
+    tolerance: float = TOLERANCE,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
 ) -> AmortizedFit:
@@ -91,13 +60,15 @@ def amortized_vi(
       num_steps: optimiser steps in all, rounded up to whole rounds, as many for each evaluation: `trace.step` has them.
       batch_size: data per step of Adam, cut to N.
       num_samples: draws per datum and step.
-      learning_rate: Adam's rate at the start of the first cycle; the second starts at a third of it.
+      learning_rate: Adam's rate at the start of the first cycle, None for 3e-3; the second starts at a third of it.
       eval_samples: draws per datum and evaluation.
       num_evaluations: number of evaluations, at least two, rounded up to an even number.
       estimator, antithetic: of the gradient, as in `elbo`; None for "sticking_the_landing" with Adam and "total" with
         L-BFGS, which also takes "cubature" (`cubature_elbo`, no draws at all) and cannot use sticking the landing,
         whose gradient is not that of its value.
-      optimizer: "adam" or "lbfgs".
+      optimizer: "adam", "lbfgs" or an optax transformation, which minimises minus the ELBO on minibatches with its own
+        rate and schedule. It is compiled by its identity: to train again without compiling, keep and pass the same one.
+      tolerance: nats per datum that may be left for `fit.converged`.
       devices: devices to split data and minibatches over, weights on all of them; None for all local ones, but inside
         `jit` or `vmap` for the one the caller computes on. Results do not depend on them beyond rounding.
       progress: show a progress bar on standard error if that is a terminal.
@@ -125,45 +96,51 @@ def amortized_vi(
       >>> print(f"{abs(lost):.3f} nats lost")
       0.000 nats lost
     """
-    return _train(
+    if estimator is None:
+        estimator = "total" if optimizer == "lbfgs" else "sticking_the_landing"
+    check_choice("estimator", estimator, (*ESTIMATORS[1:], "cubature") if optimizer == "lbfgs" else ESTIMATORS)
+    bound = ElboOfParams(model, family, num_samples, estimator, antithetic)
+    return _fit(
         key,
         xs,
-        model,
-        family,
-        encoder,
-        validation,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        num_samples=num_samples,
-        learning_rate=learning_rate,
-        eval_samples=eval_samples,
-        num_evaluations=num_evaluations,
-        estimator=estimator,
-        antithetic=antithetic,
-        optimizer=optimizer,
-        devices=devices,
-        progress=progress,
+        bound,
+        model=model,
+        encoder=encoder,
+        validation=validation,
         train_model=False,
+        settings=Settings(
+            num_steps=num_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            num_evaluations=num_evaluations,
+            eval_samples=eval_samples,
+            tolerance=tolerance,
+            devices=devices,
+            progress=progress,
+        ),
     )
 
 
 def train_vae(
     key: jax.Array,
-    xs: Any,
+    xs: Data,
     *,
-    model: Any,
-    family: Any,
-    encoder: Any,
-    validation: Any = None,
+    model: Model,
+    family: Family,
+    encoder: Encoder,
+    validation: Data = None,
     num_steps: int = 4000,
     batch_size: int = 100,
     num_samples: int = 1,
-    learning_rate: float | Array = 3e-3,
+    learning_rate: float | Array | None = None,
     eval_samples: int = 8,
     num_evaluations: int = 20,
     estimator: str = "sticking_the_landing",
     antithetic: bool = False,
     entropy_warmup: int = 0,
+    optimizer: str | optax.GradientTransformation = "adam",
+    tolerance: float = TOLERANCE,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
 ) -> AmortizedFit:
@@ -173,13 +150,14 @@ def train_vae(
 
     Args:
       key, xs, family, encoder, num_steps, batch_size, num_samples, learning_rate, eval_samples, num_evaluations: as in
-        `amortized_vi`, with Adam.
+        `amortized_vi`.
       model: as in `elbo`; a pytree whose weights are the start and are trained.
       validation: as in `amortized_vi`; give held-out data to stop at the model that generalises best.
       estimator, antithetic: of the gradient, as in `elbo`.
       entropy_warmup: steps over which the weight of `-log q` rises from zero to one, so that latents are used before
         the prior pulls on them; with weights below one the objective is no bound, and evaluations never use it.
-      devices, progress: as in `amortized_vi`.
+      optimizer: "adam" or an optax transformation, as in `amortized_vi`; its tree is `(encoder, model)`.
+      tolerance, devices, progress: as in `amortized_vi`.
 
     Returns:
       AmortizedFit; the trained model is `fit.model`.
@@ -190,189 +168,59 @@ def train_vae(
     Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014); Cremer, Li and Duvenaud, "Inference
     suboptimality in variational autoencoders" (2018), section 5.2, for the warm-up.
     """
-    return _train(
+    check_choice("estimator", estimator, ESTIMATORS)
+    if isinstance(optimizer, str):
+        check_choice("optimizer", optimizer, ("adam",))
+    bound = ElboOfParams(None, family, num_samples, estimator, antithetic, entropy_warmup)
+    return _fit(
         key,
         xs,
-        model,
-        family,
-        encoder,
-        validation,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        num_samples=num_samples,
-        learning_rate=learning_rate,
-        eval_samples=eval_samples,
-        num_evaluations=num_evaluations,
-        estimator=estimator,
-        antithetic=antithetic,
-        optimizer="adam",
-        devices=devices,
-        progress=progress,
+        bound,
+        model=model,
+        encoder=encoder,
+        validation=validation,
         train_model=True,
-        entropy_warmup=entropy_warmup,
+        settings=Settings(
+            num_steps=num_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            num_evaluations=num_evaluations,
+            eval_samples=eval_samples,
+            tolerance=tolerance,
+            devices=devices,
+            progress=progress,
+        ),
     )
 
 
-def _train(
+def _fit(
     key: jax.Array,
-    xs: Any,
-    model: Any,
-    family: Any,
-    encoder: Any,
-    validation: Any,
+    xs: Data,
+    bound: ElboOfParams,
     *,
-    num_steps: int,
-    batch_size: int,
-    num_samples: int,
-    learning_rate: float | Array,
-    eval_samples: int,
-    num_evaluations: int,
-    estimator: str | None,
-    antithetic: bool,
-    optimizer: str,
-    devices: Sequence[Any] | None,
-    progress: bool,
+    model: Model,
+    encoder: Encoder,
+    validation: Data,
     train_model: bool,
-    entropy_warmup: int = 0,
+    settings: Settings,
 ) -> AmortizedFit:
     check_key(key)
     xs = check_data("xs", xs, model)
-    check_sizes(model, family)
-    encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
-    if not train_model:
-        check_trainable(encoder)
-    check_count("num_evaluations", num_evaluations, minimum=2)
-    check_count("num_steps", num_steps, minimum=num_evaluations)
-    check_count("batch_size", batch_size)
-    check_count("num_samples", num_samples)
-    check_count("eval_samples", eval_samples)
-    check_count("entropy_warmup", entropy_warmup, minimum=0, maximum=num_steps)
-    check_choice("optimizer", optimizer, ("adam", "lbfgs"))
-    if estimator is None:
-        estimator = "sticking_the_landing" if optimizer == "adam" else "total"
-    check_choice("estimator", estimator, ESTIMATORS if optimizer == "adam" else (*ESTIMATORS[1:], "cubature"))
-    if is_concrete(learning_rate):
-        check_positive("learning_rate", float(learning_rate))
-    if validation is None:
-        validation = xs
-    else:
-        validation = check_data("validation", validation, model)
-    concrete = is_concrete((key, xs, validation, model, encoder, family))
-    rounds_per_cycle = -(-num_evaluations // 2)
-    steps_per_round = -(-num_steps // (2 * rounds_per_cycle))
-    if optimizer == "lbfgs":
-        if devices is not None:
-            raise ValueError(f"devices must be None with optimizer 'lbfgs', which computes on one, got {devices}")
-        whole = FullBatch(steps_per_round, 2 * rounds_per_cycle, num_samples, eval_samples, estimator, antithetic)
-        return train_full_batch(key, xs, validation, model, family, encoder, whole, progress=progress)
-    settings = _Settings(
-        steps_per_round=steps_per_round,
-        rounds_per_cycle=rounds_per_cycle,
-        batch_size=min(batch_size, num_rows(xs)),
-        num_samples=num_samples,
-        eval_samples=eval_samples,
-        estimator=estimator,
-        antithetic=antithetic,
+    check_sizes(model, bound.family)
+    encoder = check_encoder(encoder, bound.family, jax.tree.map(lambda leaf: leaf[0], xs))
+    check_count("num_samples", bound.num_samples)
+    check_count("num_steps", settings.num_steps, minimum=settings.num_evaluations)
+    check_count("entropy_warmup", bound.entropy_warmup, minimum=0, maximum=settings.num_steps)
+    return train(
+        key,
+        xs,
+        bound,
+        encoder=encoder,
+        model=model,
         train_model=train_model,
-        entropy_warmup=entropy_warmup,
-        num_data=num_rows(xs),
-        # Inside a trace the caller has already chosen where to compute.
-        devices=() if devices is None and not concrete else chosen_devices(devices),
-    )
-    # One flat vector: an optimiser over dozens of small leaves costs more to compile and to dispatch than to compute.
-    params, unravel = ravel_pytree((model if settings.train_model else None, encoder))
-    state = rounds.start(params, optax.scale_by_adam().init(params), num_rows(validation))
-    data, shared = (xs, validation), (model, encoder, family, jnp.asarray(learning_rate))
-    spread = Layout(settings.devices) if concrete and (devices is not None or len(settings.devices) > 1) else None
-    if spread:
-        data, key, state, shared = spread.padded(data), *spread.replicate((key, state, shared))
-
-    def advance(state: rounds.State, index: Any) -> tuple[rounds.State, Trace]:
-        return _round(key, index, state, *data, *shared, settings)
-
-    count = 2 * settings.rounds_per_cycle
-    state, trace = rounds.run(advance, state, count, concrete=concrete, progress=progress)
-    if spread:
-        state, trace = spread.gather((state, trace))
-    best_model, best_encoder = unravel(state.best)
-    return rounds.fitted(state, trace, encoder=best_encoder, model=best_model if settings.train_model else model)
-
-
-@partial(jax.jit, static_argnames=("settings",))
-def _round(
-    key: jax.Array,
-    index: Any,
-    state: rounds.State,
-    xs: Any,
-    validation: Any,
-    model: Any,
-    encoder: Any,
-    family: Any,
-    learning_rate: Array,
-    settings: _Settings,
-) -> tuple[rounds.State, Trace]:
-    """Train for `steps_per_round` steps, then evaluate on shared noise and keep the best."""
-    _, unravel = ravel_pytree((model if settings.train_model else None, encoder))
-    key_order, key_noise, key_eval = jax.random.split(key, 3)
-    n, steps, batch_size = settings.num_data, settings.steps_per_round, settings.batch_size
-    first = (index % settings.rounds_per_cycle) * steps
-    cycle_steps = settings.rounds_per_cycle * steps
-    # The second cycle starts from trained weights; a full rate would only throw them back.
-    peak = jnp.where(index < settings.rounds_per_cycle, learning_rate, learning_rate / 3)
-    adam = optax.scale_by_adam()
-    evaluate = partial(encoder_elbo, family=family, num_samples=settings.eval_samples, estimator="total")
-
-    def pick(params: Array) -> tuple[Any, Any]:
-        trained, here = unravel(params)
-        return (trained if settings.train_model else model), here
-
-    def loss(params: Array, keys: Array, rows: Array, number: Array) -> Array:
-        here, encoder = pick(params)
-        batch = jax.tree.map(lambda leaf: leaf[rows], xs)
-        entropy_weight: float | Array = 1.0
-        if settings.entropy_warmup:
-            done = (index * steps + number).astype(params.dtype)
-            entropy_weight = jnp.minimum(1.0, done / settings.entropy_warmup)
-        bound = partial(
-            encoder_elbo,
-            model=here,
-            family=family,
-            num_samples=settings.num_samples,
-            estimator=settings.estimator,
-            antithetic=settings.antithetic,
-            entropy_weight=entropy_weight,
-        )
-        return -mean_over_rows(lambda k, x: bound(k, encoder, x), (keys, batch), settings.devices)
-
-    def step(carry: tuple[Array, Any], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Any], Array]:
-        params, optimiser = carry
-        number, keys, rows = inputs
-        value, gradient = jax.value_and_grad(loss)(params, keys, rows, number)
-        update, optimiser = adam.update(gradient, optimiser, params)
-        rate = peak * warmup_cosine(first + number, cycle_steps)
-        return (params - rate.astype(params.dtype) * jnp.asarray(update), optimiser), -value
-
-    rows = minibatches(jax.random.fold_in(key_order, index), n, steps, batch_size)
-    # All keys at once, outside the loop: every random call inside it costs compile time of its own.
-    keys = jax.random.split(jax.random.fold_in(key_noise, index), (steps, batch_size))
-    inputs = (jnp.arange(steps), keys, rows)
-    (params, optimiser), values = jax.lax.scan(step, (state.params, state.optimiser), inputs)
-
-    here, encoder = pick(params)
-    per_datum = map_sharded(
-        lambda i, x: evaluate(jax.random.fold_in(key_eval, i), encoder, x, model=here),
-        validation,
-        chunk_size=500,
-        devices=settings.devices,
-    )[: state.last_values.size]
-    half_done = index == settings.rounds_per_cycle - 1
-    return rounds.close(
-        state,
-        params,
-        optimiser,
-        values,
-        per_datum,
-        fresh=adam.init(state.best),
-        step=(index + 1) * steps,
-        half_done=half_done,
+        # Evaluations never weigh the entropy, and state the ELBO itself.
+        evaluation=ElboOfParams(bound.model, bound.family, settings.eval_samples, "total"),
+        validation=None if validation is None else check_data("validation", validation, model),
+        settings=settings,
     )

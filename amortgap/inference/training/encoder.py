@@ -1,155 +1,149 @@
-"""Training encoders on any one-datum objective, with or without a decoder."""
+"""Training encoders on any one-datum objective, and decoders with an encoder that takes more steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
-from amortgap._internal.checks import check_count, check_data, check_key, check_positive, check_trainable, num_rows
-from amortgap.inference.training.minibatches import minibatches
-from amortgap.inference.training.objectives import Objective
-from amortgap.inference.training.schedules import warmup_cosine
-
-
-class EncoderTrace(NamedTuple):
-    """What training looked like.
-
-    Attributes:
-      value: mean of the objective over every minibatch, nats, [num_steps]; NaN where a step was skipped.
-      num_bad: number of refinement steps, and bounds after them, that were not finite, in each minibatch, [num_steps];
-        zero for all but `semi_amortized_vi`.
-    """
-
-    value: Float[Array, " steps"]
-    num_bad: Int[Array, " steps"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class EncoderFit:
-    """An encoder trained on some objective.
-
-    Attributes:
-      encoder: after the last step; call it on one datum.
-      model: the model, trained too where the method trains it.
-      trace: EncoderTrace.
-      finite: False if any step was skipped because the objective or its gradient was not finite.
-    """
-
-    encoder: Any
-    model: Any
-    trace: EncoderTrace
-    finite: Bool[Array, ""]
+from amortgap._internal.checks import check_count, check_data, check_encoder, check_key, check_sizes
+from amortgap.inference.training.certificate import TOLERANCE
+from amortgap.inference.training.loop import ADAM
+from amortgap.inference.training.objectives import EncoderObjective
+from amortgap.inference.training.per_datum import ElboOfParams, OnEncoder, Params
+from amortgap.inference.training.records import AmortizedFit
+from amortgap.inference.training.run import Settings, train
+from amortgap.protocols import Data, Encoder, Family, Model
 
 
 def train_encoder(
     key: jax.Array,
-    xs: Any,
+    xs: Data,
     *,
-    encoder: Any,
-    objective: Objective,
-    model: Any = None,
+    encoder: Encoder,
+    objective: EncoderObjective,
+    model: Model | None = None,
+    validation: Data = None,
     num_steps: int = 2000,
     batch_size: int = 100,
-    learning_rate: float = 3e-3,
-) -> EncoderFit:
+    learning_rate: float | Array | None = None,
+    optimizer: str | optax.GradientTransformation = "adam",
+    num_evaluations: int = 20,
+    eval_samples: int = 8,
+    tolerance: float = TOLERANCE,
+    devices: Sequence[Any] | None = None,
+    progress: bool = False,
+) -> AmortizedFit:
     """Train an encoder on any objective of one datum.
 
-    Formula: `max_w (1/N) sum_i E[objective(key, encoder_w, x_i)]`, by Adam on minibatches with a rate that falls to
-    zero by a cosine.
-
-    For the ELBO of a fixed model use `amortized_vi`: it keeps the best weights by an evaluation and says whether they
-    have converged. Here the objective may be anything (simulated data, other divergences), whose values need not be
-    comparable between weights, and the last weights are returned.
+    Formula: `max_w (1/N) sum_i E[objective(key, encoder_w, x_i)]`, as `amortized_vi` does for the ELBO: the best
+    weights by evaluations on shared noise are kept.
 
     Args:
       key: typed key.
       xs: data, an array [N, ...] or a pytree of such.
       encoder: callable pytree; its weights are the start.
-      objective: function `(key, encoder, x) -> scalar`, raised.
+      objective: function `(key, encoder, x) -> scalar`, raised. A pytree of arrays, such as `elbo_objective` returns,
+        is compiled once for all its weights; a plain function is compiled by its identity, so that a new one compiles
+        anew.
       model: what the fit reports as its model, and what checks the data; None for neither.
-      num_steps, batch_size: of Adam.
-      learning_rate: peak rate.
+      validation: data that choose the best encoder; None for the training data with fresh noise.
+      num_steps, batch_size, learning_rate, optimizer, tolerance, devices, progress: as in `amortized_vi`.
+      num_evaluations: as in `amortized_vi`, one for each step at most.
+      eval_samples: keys of the objective per datum and evaluation.
 
     Returns:
-      EncoderFit.
+      AmortizedFit, whose `elbo` are values of the objective.
 
     Raises:
       ValueError: bad key, data or settings.
     """
     check_key(key)
     xs = check_data("xs", xs, model)
-    return maximise(
-        key, xs, (encoder,), lambda k, params, x: (objective(k, params[0], x), jnp.asarray(0)),
-        num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate, model=model,
-    )  # fmt: skip
+    if jax.tree_util.all_leaves([objective]):
+        objective = jax.tree_util.Partial(objective)
+    return train(
+        key,
+        xs,
+        OnEncoder(objective),
+        encoder=encoder,
+        model=model,
+        validation=None if validation is None else check_data("validation", validation, model),
+        settings=Settings(
+            num_steps=num_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            num_evaluations=num_evaluations,
+            eval_samples=eval_samples,
+            tolerance=tolerance,
+            devices=devices,
+            progress=progress,
+        ),
+    )
 
 
-def maximise(
+@cache
+def _rare_model_steps(inner_steps: int) -> optax.GradientTransformation:
+    """Return Adam on the encoder at every step and on the model at every `inner_steps`-th one."""
+    adam = optax.flatten(ADAM)
+    rare = optax.conditionally_mask(adam, lambda step, **_: jnp.asarray(step + 1) % inner_steps == 0)
+    return optax.partition({"encoder": adam, "model": rare}, Params("encoder", "model"))
+
+
+def train_vae_aggressively(
     key: jax.Array,
-    xs: Any,
-    params: tuple[Any, ...],
-    objective: Callable[[jax.Array, Any, Any], tuple[Array, Array]],
+    xs: Data,
     *,
-    num_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    model: Any,
-    inner_steps: int = 1,
-) -> EncoderFit:
-    """Maximise the mean of `objective(key, params, x) -> (value, count of bad inner steps)` over `(encoder[, model])`.
+    model: Model,
+    family: Family,
+    encoder: Encoder,
+    inner_steps: int = 10,
+    num_steps: int = 4000,
+    batch_size: int = 100,
+    num_samples: int = 1,
+    learning_rate: float | Array = 3e-3,
+    tolerance: float = TOLERANCE,
+) -> AmortizedFit:
+    """Train decoder and encoder, the decoder moving only at every J-th step: an encoder that does not lag behind.
 
-    With `inner_steps` J > 1 a model in `params` moves at every J-th step only, the encoder at all of them.
+    Formula: J Adam steps on the weights of the encoder for every one on those of the decoder, same ELBO.
+
+    Args:
+      key: typed key.
+      xs: data.
+      model, family, encoder: as in `train_vae`; the weights are the start.
+      inner_steps: J; 1 trains both at every step.
+      num_steps: steps of the encoder in all.
+      batch_size, num_samples, learning_rate, tolerance: as in `amortized_vi`, with Adam.
+
+    Returns:
+      AmortizedFit; `fit.model` is the trained model.
+
+    Raises:
+      ValueError: bad key, data, sizes or settings.
+
+    Source: He et al., "Lagging inference networks and posterior collapse" (2019), algorithm 1, with a fixed number of
+    inner steps.
     """
-    check_trainable(params[0])
-    check_count("num_steps", num_steps)
-    check_count("batch_size", batch_size)
+    check_key(key)
+    xs = check_data("xs", xs, model)
+    check_sizes(model, family)
+    encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    check_count("num_samples", num_samples)
     check_count("inner_steps", inner_steps)
-    check_positive("learning_rate", learning_rate)
-    batch_size = min(batch_size, num_rows(xs))
-    flat, unravel = ravel_pytree(params)
-    of_model = flat.size - ravel_pytree(params[0])[0].size
-    adam = optax.scale_by_adam()
-
-    def loss(flat: Array, keys: Array, batch: Any) -> tuple[Array, Array]:
-        values, bad = jax.vmap(lambda k, x: objective(k, unravel(flat), x))(keys, batch)
-        return -jnp.mean(values), jnp.sum(bad)
-
-    @jax.jit
-    def run(key: jax.Array, flat: Array, xs: Any) -> tuple[Array, EncoderTrace]:
-        key_rows, key_noise = jax.random.split(key)
-
-        def step(carry: tuple[Array, Any], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Any], EncoderTrace]:
-            flat, state = carry
-            number, rows = inputs
-            batch = jax.tree.map(lambda leaf: leaf[rows], xs)
-            (value, bad), gradient = jax.value_and_grad(loss, has_aux=True)(
-                flat, jax.random.split(jax.random.fold_in(key_noise, number), batch_size), batch
-            )
-            update, new_state = adam.update(gradient, state, flat)
-            rate = learning_rate * warmup_cosine(number, num_steps)
-            moves = jnp.ones(flat.size).at[flat.size - of_model :].set((number + 1) % inner_steps == 0)
-            new = flat - rate.astype(flat.dtype) * moves.astype(flat.dtype) * jnp.asarray(update)
-            good = jnp.isfinite(value) & jnp.isfinite(new).all()
-            kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, new_state), carry)
-            return kept, EncoderTrace(jnp.where(good, -value, jnp.nan), bad)
-
-        rows = minibatches(key_rows, num_rows(xs), num_steps, batch_size)
-        (last, _), trace = jax.lax.scan(step, (flat, adam.init(flat)), (jnp.arange(num_steps), rows))
-        return last, trace
-
-    last, trace = run(key, flat, xs)
-    trained = unravel(last)
-    return EncoderFit(
-        encoder=trained[0],
-        model=trained[1] if len(trained) > 1 else model,
-        trace=trace,
-        finite=jnp.isfinite(trace.value).all(),
+    return train(
+        key,
+        xs,
+        ElboOfParams(None, family, num_samples),
+        encoder=encoder,
+        model=model,
+        train_model=True,
+        direction=_rare_model_steps(inner_steps),
+        settings=Settings(num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate, tolerance=tolerance),
     )

@@ -1,26 +1,87 @@
 """What an encoder may be trained on: `objective(key, encoder, x)`, one number to be raised, for one datum.
 
-Each is a function of a model and a family that returns such an objective; `train_encoder` maximises its mean.
+Each is a function of a model and a family that returns such an objective; `train_encoder` maximises its mean. The
+objectives are pytrees whose leaves are the arrays of the model and the family, so that new weights do not retrace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count, check_phi, check_positive, check_sizes
-from amortgap.inference.training.shared_weights import encoder_elbo
-from amortgap.objectives import iw_bound
-from amortgap.protocols import Enumerable, HasDensity, Simulating
+from amortgap._internal.records import checked_record
+from amortgap.encoders import SharedFlowEncoder
+from amortgap.families import FixedWeights
+from amortgap.families.flows.head import Flow
+from amortgap.objectives import elbo, iw_bound, log_mean_exp, log_weight
+from amortgap.protocols import Datum, Encoder, Enumerable, Family, HasDensity, Model, Simulating
 
-Objective = Callable[[jax.Array, Any, Any], Array]
+
+@runtime_checkable
+class EncoderObjective(Protocol):
+    """A function of an encoder and one datum that training raises: a pytree, or a plain function without arrays."""
+
+    def __call__(self, key: jax.Array, encoder: Any, x: Datum, /) -> Array:
+        """Return the objective of one datum, a scalar in nats."""
+        ...
 
 
-def elbo_objective(*, model: Any, family: Any, num_samples: int = 1) -> Objective:
+def without_copies(encoder: Encoder, family: Family) -> tuple[Encoder, Family]:
+    """Return an equal encoder and family that do not copy shared flow weights for every datum.
+
+    `vmap` over data of `[head(x), weights]` would, and multiply every copy with its datum alone.
+    """
+    if not (isinstance(encoder, SharedFlowEncoder) and isinstance(family, Flow)):
+        return encoder, family
+    return encoder.head, FixedWeights(family, encoder.weights)
+
+
+@checked_record
+@dataclass(frozen=True)
+class ElboObjective:
+    """The ELBO of an encoder's output, by draws; made by `elbo_objective`.
+
+    Attributes:
+      model: Model; None where it is trained too and replaced at every step.
+      family: variational family.
+      num_samples, estimator, antithetic: as in `elbo`.
+    """
+
+    model: Model | None
+    family: Family
+    num_samples: int = field(metadata={"static": True})
+    estimator: str = field(default="sticking_the_landing", metadata={"static": True})
+    antithetic: bool = field(default=False, metadata={"static": True})
+
+    def __call__(self, key: jax.Array, encoder: Encoder, x: Datum) -> Float[Array, ""]:
+        """Return `ELBO(encoder(x); x)` in nats."""
+        return self.seeing(key, encoder, x, x)
+
+    def seeing(
+        self, key: jax.Array, encoder: Encoder, seen: Datum, x: Datum, *, entropy_weight: float | Array = 1.0
+    ) -> Float[Array, ""]:
+        """Return `ELBO(encoder(seen); x)` in nats, with the entropy weighted."""
+        assert self.model is not None
+        encoder, family = without_copies(encoder, self.family)
+        return elbo(
+            key,
+            encoder(seen),
+            x,
+            model=self.model,
+            family=family,
+            num_samples=self.num_samples,
+            estimator=self.estimator,
+            antithetic=self.antithetic,
+            entropy_weight=entropy_weight,
+        )
+
+
+def elbo_objective(*, model: Model, family: Family, num_samples: int = 1) -> EncoderObjective:
     """Return the ELBO of the encoder's output.
 
     Formula: `ELBO(encoder(x); x)`.
@@ -30,7 +91,7 @@ def elbo_objective(*, model: Any, family: Any, num_samples: int = 1) -> Objectiv
       num_samples: draws per datum and step.
 
     Returns:
-      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+      EncoderObjective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
 
     Raises:
       ValueError: a model and family that do not fit, or num_samples < 1.
@@ -39,14 +100,38 @@ def elbo_objective(*, model: Any, family: Any, num_samples: int = 1) -> Objectiv
     """
     check_sizes(model, family)
     check_count("num_samples", num_samples)
-
-    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
-        return encoder_elbo(key, encoder, x, model=model, family=family, num_samples=num_samples)
-
-    return objective
+    return ElboObjective(model, family, num_samples)
 
 
-def iwae_objective(*, model: Any, family: Any, num_samples: int, doubly_reparameterised: bool = True) -> Objective:
+@checked_record
+@dataclass(frozen=True)
+class _ImportanceWeighted:
+    model: Model
+    family: Family
+    num_samples: int = field(metadata={"static": True})
+    doubly_reparameterised: bool = field(metadata={"static": True})
+
+    def __call__(self, key: jax.Array, encoder: Encoder, x: Datum) -> Float[Array, ""]:
+        phi, model, family = encoder(x), self.model, self.family
+        if not (self.doubly_reparameterised and isinstance(family, HasDensity)):
+            return iw_bound(key, phi, x, model=model, family=family, num_samples=self.num_samples)
+        check_phi(phi, family)
+        stopped = jax.lax.stop_gradient(phi)
+
+        def weigh(draw_key: jax.Array) -> Array:
+            z, _ = family.sample_and_log_prob(draw_key, phi)
+            return log_weight(z, x, stopped, model=model, family=family)
+
+        log_weights = jax.vmap(weigh)(jax.random.split(key, self.num_samples))
+        shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights))
+        # Its gradient is the doubly reparameterised one; its value is replaced by that of the bound.
+        surrogate = jnp.sum(shares**2 * log_weights)
+        return jax.lax.stop_gradient(log_mean_exp(log_weights) - surrogate) + surrogate
+
+
+def iwae_objective(
+    *, model: Model, family: Family, num_samples: int, doubly_reparameterised: bool = True
+) -> EncoderObjective:
     """Return the importance-weighted bound of the encoder's output.
 
     Formula: `log (1/S) sum_s w_s`, `w_s = p(x, z_s) / q(z_s; encoder(x))`. The doubly reparameterised gradient is
@@ -58,7 +143,7 @@ def iwae_objective(*, model: Any, family: Any, num_samples: int, doubly_reparame
       doubly_reparameterised: use that gradient and not the plain one of the bound.
 
     Returns:
-      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+      EncoderObjective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
 
     Raises:
       ValueError: a model and family that do not fit, num_samples < 1, a family with finite support, or, with the doubly
@@ -74,26 +159,23 @@ def iwae_objective(*, model: Any, family: Any, num_samples: int, doubly_reparame
     if doubly_reparameterised and not isinstance(family, HasDensity):
         raise ValueError(f"doubly reparameterised gradients need family.log_prob, {type(family).__name__} lacks it")
 
-    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
-        phi = encoder(x)
-        if not doubly_reparameterised:
-            return iw_bound(key, phi, x, model=model, family=family, num_samples=num_samples)
-        check_phi(phi, family)
-
-        def log_weight(draw_key: jax.Array) -> Array:
-            z, _ = family.sample_and_log_prob(draw_key, phi)
-            return model.log_joint(z, x) - family.log_prob(z, jax.lax.stop_gradient(phi))
-
-        log_weights = jax.vmap(log_weight)(jax.random.split(key, num_samples))
-        bound = jax.scipy.special.logsumexp(log_weights) - jnp.log(float(num_samples))
-        shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights))
-        surrogate = jnp.sum(shares**2 * log_weights)
-        return jax.lax.stop_gradient(bound - surrogate) + surrogate
-
-    return objective
+    return _ImportanceWeighted(model, family, num_samples, doubly_reparameterised)
 
 
-def sleep_objective(*, model: Any, family: Any) -> Objective:
+@checked_record
+@dataclass(frozen=True)
+class _Sleep:
+    model: Simulating
+    family: HasDensity
+
+    def __call__(self, key: jax.Array, encoder: Encoder, x: Datum) -> Float[Array, ""]:
+        z, simulated = self.model.sample(key)
+        phi = encoder(simulated)
+        check_phi(phi, self.family)
+        return self.family.log_prob(z, phi)
+
+
+def sleep_objective(*, model: Model, family: Family) -> EncoderObjective:
     """Return the log density of the latent behind a simulated datum: forward KL, the sleep phase.
 
     Formula: `log q(z; encoder(x'))`, `(z, x') ~ p`; its maximum over encoders minimises
@@ -104,7 +186,7 @@ def sleep_objective(*, model: Any, family: Any) -> Objective:
       family: record with `log_prob(z, phi)`.
 
     Returns:
-      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+      EncoderObjective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
 
     Raises:
       ValueError: a model without `sample`, a family without `log_prob`, or sizes that do not fit.
@@ -117,16 +199,22 @@ def sleep_objective(*, model: Any, family: Any) -> Objective:
             f"sleep needs model.sample and family.log_prob, got {type(model).__name__} and {type(family).__name__}"
         )
 
-    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
-        z, simulated = model.sample(key)
-        phi = encoder(simulated)
-        check_phi(phi, family)
-        return family.log_prob(z, phi)
-
-    return objective
+    return _Sleep(model, family)
 
 
-def reverse_half_asleep_objective(*, model: Any, family: Any, num_samples: int = 1) -> Objective:
+@checked_record
+@dataclass(frozen=True)
+class _ReverseHalfAsleep:
+    model: Simulating
+    awake: EncoderObjective
+
+    def __call__(self, key: jax.Array, encoder: Encoder, x: Datum) -> Float[Array, ""]:
+        key_awake, key_sample, key_asleep = jax.random.split(key, 3)
+        _, simulated = self.model.sample(key_sample)
+        return 0.5 * self.awake(key_awake, encoder, x) + 0.5 * self.awake(key_asleep, encoder, simulated)
+
+
+def reverse_half_asleep_objective(*, model: Model, family: Family, num_samples: int = 1) -> EncoderObjective:
     """Return the mean of the ELBOs at the datum and at one simulated by the model: the encoder sees more than the data.
 
     Formula: `1/2 ELBO(encoder(x); x) + 1/2 ELBO(encoder(x'); x')`, `x' ~ p(x)`.
@@ -137,7 +225,7 @@ def reverse_half_asleep_objective(*, model: Any, family: Any, num_samples: int =
       num_samples: draws for each of the two ELBOs.
 
     Returns:
-      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+      EncoderObjective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
 
     Raises:
       ValueError: a model without `sample`, or as in `elbo_objective`.
@@ -148,15 +236,22 @@ def reverse_half_asleep_objective(*, model: Any, family: Any, num_samples: int =
     if not isinstance(model, Simulating):
         raise ValueError(f"reverse half-asleep needs model.sample, which {type(model).__name__} lacks")
 
-    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
-        key_awake, key_sample, key_asleep = jax.random.split(key, 3)
-        _, simulated = model.sample(key_sample)
-        return 0.5 * awake(key_awake, encoder, x) + 0.5 * awake(key_asleep, encoder, simulated)
-
-    return objective
+    return _ReverseHalfAsleep(model, awake)
 
 
-def denoising_objective(*, model: Any, family: Any, noise_scale: float, num_samples: int = 1) -> Objective:
+@checked_record
+@dataclass(frozen=True)
+class _Denoising:
+    bound: ElboObjective
+    noise_scale: float | Array
+
+    def __call__(self, key: jax.Array, encoder: Encoder, x: Datum) -> Float[Array, ""]:
+        key_noise, key_draws = jax.random.split(key)
+        noise = jax.random.normal(key_noise, jnp.shape(x), jnp.asarray(x).dtype)
+        return self.bound.seeing(key_draws, encoder, x + self.noise_scale * noise, x)
+
+
+def denoising_objective(*, model: Model, family: Family, noise_scale: float, num_samples: int = 1) -> EncoderObjective:
     """Return the ELBO at x of what the encoder makes of x with noise: a smoother encoder.
 
     Formula: `ELBO(encoder(x + noise_scale * e); x)`, `e ~ N(0, I)`.
@@ -167,7 +262,7 @@ def denoising_objective(*, model: Any, family: Any, noise_scale: float, num_samp
       num_samples: draws per datum and step.
 
     Returns:
-      Objective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
+      EncoderObjective `(key, encoder, x) -> scalar` in nats, for `train_encoder`.
 
     Raises:
       ValueError: a noise scale that is not positive, or as in `elbo_objective`.
@@ -178,9 +273,4 @@ def denoising_objective(*, model: Any, family: Any, noise_scale: float, num_samp
     check_sizes(model, family)
     check_count("num_samples", num_samples)
 
-    def objective(key: jax.Array, encoder: Any, x: Any) -> Array:
-        key_noise, key_draws = jax.random.split(key)
-        noisy = x + noise_scale * jax.random.normal(key_noise, jnp.shape(x), jnp.asarray(x).dtype)
-        return encoder_elbo(key_draws, encoder, x, model=model, family=family, seen=noisy, num_samples=num_samples)
-
-    return objective
+    return _Denoising(ElboObjective(model, family, num_samples), noise_scale)

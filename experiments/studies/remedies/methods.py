@@ -190,15 +190,11 @@ def _iterative(key: jax.Array, problem: Problem) -> Trained:
 def _recursive(key: jax.Array, problem: Problem) -> Trained:
     study, components, draws = problem.study, 2, 2
     settings = _by(problem, components * draws)
+    key_weights, key_train = _keys(key)
+    head = ag.families.FlowHead(study.latent_dim, 2 * study.latent_dim + 1)
+    encoders = [_mlp(each, problem.in_dim, head, study) for each in jax.random.split(key_weights, components)]
     fit = inference.recursive_mixture(
-        key,
-        problem.xs,
-        model=problem.model,
-        latent_dim=study.latent_dim,
-        num_components=components,
-        num_samples=draws,
-        make_encoder=lambda key, head: _mlp(key, problem.in_dim, head, study),
-        **settings,
+        key_train, problem.xs, model=problem.model, encoders=encoders, num_samples=draws, **settings
     )
     family = ag.families.MixtureOfNormals(study.latent_dim, components)
     return _trained(fit, family, settings, components * draws, fit.encoder.num_weights)

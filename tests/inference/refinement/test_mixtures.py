@@ -48,12 +48,11 @@ def test_components_are_put_together_as_the_family_packs_them():
 @pytest.mark.slow
 def test_recursive_mixture_adds_what_one_component_lacks():
     xs = jnp.linspace(-1, 1, 12)[:, None]
-    settings = {"model": BIMODAL, "latent_dim": 1, "num_steps": 300, "batch_size": 12, "learning_rate": 0.03}
+    settings = {"model": BIMODAL, "num_steps": 300, "batch_size": 12, "learning_rate": 0.03}
 
-    def make(key, head):
-        return ag.encoders.linear(key, 1, head, rank=1)
-
-    one, two = (I.recursive_mixture(KEY, xs, **settings, make_encoder=make, num_components=k) for k in (1, 2))
+    head = ag.families.FlowHead(1, 3)
+    encoders = [ag.encoders.linear(key, 1, head, rank=1) for key in jax.random.split(KEY, 2)]
+    one, two = (I.recursive_mixture(KEY, xs, **settings, encoders=encoders[:k]) for k in (1, 2))
 
     def gap(fit, k):
         family = ag.families.MixtureOfNormals(1, k)
@@ -77,14 +76,13 @@ def test_recursive_mixture_on_factor_analysis_starts_at_the_closed_form_and_goes
         loadings=jnp.array([[1.0, 0.9], [0.8, 1.1]]), mean=jnp.zeros(2), noise_variance=jnp.full(2, 0.3)
     )
     xs = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(jax.random.key(7), 30))
-    settings = {"model": model, "latent_dim": 2, "num_steps": 3000, "batch_size": 30, "learning_rate": 0.01}
+    settings = {"model": model, "num_steps": 3000, "batch_size": 30, "learning_rate": 0.01}
 
-    def make(key, head):
-        return ag.encoders.linear(key, 2, head, rank=2)
-
+    head = ag.families.FlowHead(2, 5)
+    encoders = [ag.encoders.linear(key, 2, head, rank=2) for key in jax.random.split(KEY, 2)]
     gaps, errors = [], []
     for k in (1, 2):
-        fit = I.recursive_mixture(KEY, xs, **settings, make_encoder=make, num_components=k)
+        fit = I.recursive_mixture(KEY, xs, **settings, encoders=encoders[:k])
         family = ag.families.MixtureOfNormals(2, k)
         draws = jax.vmap(
             lambda i, x, fit=fit, family=family: ag.objectives.elbo_draws(

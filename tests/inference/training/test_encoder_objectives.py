@@ -115,7 +115,7 @@ def test_train_encoder_reaches_the_closed_form():
 def test_every_step_of_training_draws_anew():
     settings = {"num_steps": 6, "batch_size": 1, "learning_rate": 1e-30}
     fit = I.train_encoder(KEY, XS[:1], encoder=CONSTANT, objective=I.elbo_objective(**SETTINGS), **settings)
-    assert len(set(np.asarray(fit.trace.value).tolist())) == 6
+    assert len(set(np.asarray(fit.trace.batch_elbo).tolist())) == 6
 
 
 def test_conditioning_gap_is_what_the_best_restricted_encoder_loses():
