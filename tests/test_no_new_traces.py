@@ -137,8 +137,16 @@ FITTERS = {
     "global_local_vi": global_local,
     "evidence_of_data": evidence,
     "bidirectional_of_data": lambda key, xs, model, encoder: ag.evidence.bidirectional_of_data(
-        key, xs, model=model, family=FAMILY, phis=jax.vmap(encoder)(xs), start="encoder", num_temperatures=3,
-        num_chains=2, num_leapfrog=1, num_pilots=2,
+        key,
+        xs,
+        model=model,
+        family=FAMILY,
+        phis=jax.vmap(encoder)(xs),
+        start="encoder",
+        num_temperatures=3,
+        num_chains=2,
+        num_leapfrog=1,
+        num_pilots=2,
     ),
     "suboptimality_bound_of_data": lambda key, xs, model, encoder: ag.evidence.suboptimality_bound_of_data(
         key, jax.vmap(encoder)(xs), xs, model=model, family=FAMILY
@@ -148,7 +156,7 @@ FITTERS = {
     ),
     "inference_gaps": gaps,
     "simulate": lambda key, xs, model, encoder: ag.diagnostics.simulate(key, model=model, num_data=3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -16,7 +16,7 @@ from amortgap.networks import weight_count
 from amortgap.protocols import Family, HasMoments
 
 # The kinds of second output, each with its map to a log scale.
-SECOND = {
+SCALE_OUTPUTS = {
     "log_variance": lambda out: 0.5 * out,
     "log_scale": lambda out: out,
     "scale": jnp.log,
@@ -31,19 +31,19 @@ class ModuleEncoder:
 
     Attributes:
       module: the user's module.
-      second: what its second output is; "phi" where its only output is phi.
+      scale_output: the quantity that its second output is; "phi" where its only output is phi.
     """
 
     module: UserModule
-    second: str = field(metadata={"static": True})
+    scale_output: str = field(metadata={"static": True})
 
     def __call__(self, x: ArrayLike) -> Float[Array, " size"]:
         """Return phi for one datum."""
         out = self.module(x)
-        if self.second == "phi":
+        if self.scale_output == "phi":
             return jnp.ravel(out)
-        mean, second = out
-        return jnp.concatenate([jnp.ravel(mean), jnp.ravel(SECOND[self.second](second))])
+        mean, scale = out
+        return jnp.concatenate([jnp.ravel(mean), jnp.ravel(SCALE_OUTPUTS[self.scale_output](scale))])
 
     num_weights = weight_count("module")
 
@@ -53,29 +53,29 @@ def from_module(
     family: Family,
     *,
     data_shape: tuple[int, ...],
-    second: str = "log_variance",
+    scale_output: str = "log_variance",
     variables: Mapping[str, PyTree] | None = None,
 ) -> ModuleEncoder:
     """Return a flax encoder, written for batches, as an encoder of one datum.
 
-    Formula: `phi = [mean(x), log scale(x)]` from outputs (mean, second), each [batch, d]; or phi itself from one output
-    [batch, family.size].
+    Formula: `phi = [mean(x), log scale(x)]` from outputs (mean, scale_output), each [batch, d]; or phi itself from one
+    output [batch, family.size].
 
     Args:
       module: an `nnx.Module` in evaluation mode, or a `linen.Module` with its `variables`.
       family: `MeanFieldNormal` for two outputs, any family for one.
       data_shape: shape of one datum as the module reads it, such as (28, 28, 1); data may come flat.
-      second: what the second output is: "log_variance", "log_scale", "scale" or "variance".
+      scale_output: the quantity that the second output is: "log_variance", "log_scale", "scale" or "variance".
       variables: of a linen module, trained.
 
     Returns:
       ModuleEncoder, from one datum to phi [family.size].
 
     Raises:
-      ValueError: an unknown `second`, no flax module, one that cannot be run, that changes its own state (dropout,
-        batch norm in training mode) or whose outputs do not fit the family.
+      ValueError: an unknown `scale_output`, no flax module, one that cannot be run, that changes its own state (dropout
+        or batch norm in training mode) or whose outputs do not fit the family.
     """
-    check_choice("second", second, tuple(SECOND))
+    check_choice("scale_output", scale_output, tuple(SCALE_OUTPUTS))
     wrapped = wrap_module("module", module, data_shape, variables)
     out = jax.eval_shape(wrapped, jnp.zeros(wrapped.shape))
     shapes = [leaf.shape for leaf in jax.tree.leaves(out)]
@@ -85,10 +85,10 @@ def from_module(
             raise ValueError(f"two outputs are the phi of a MeanFieldNormal, not of a {type(family).__name__}")
         if any(leaf.size != d for leaf in jax.tree.leaves(out)):
             raise ValueError(f"both outputs must have family.latent_dim = {d} entries for one datum, got {shapes}")
-        return ModuleEncoder(wrapped, second)
+        return ModuleEncoder(wrapped, scale_output)
     if len(shapes) != 1 or jax.tree.leaves(out)[0].size != family.size:
         raise ValueError(
-            f"module must return (mean, {second}) or one vector of family.size = {family.size} entries for one datum, "
-            f"got {shapes}"
+            f"module must return (mean, {scale_output}) or one vector of family.size = {family.size} entries for one "
+            f"datum, got {shapes}"
         )
     return ModuleEncoder(wrapped, "phi")

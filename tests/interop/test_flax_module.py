@@ -90,7 +90,7 @@ def test_nnx_modules_compute_as_their_owner_runs_them(images):
 @pytest.mark.parametrize("second", ["scale", "variance", "log_scale", "log_variance"])
 def test_linen_modules_compute_as_their_owner_runs_them(second, images):
     encoder, variables, decoder, weights = linen_vae()
-    ours = ag.encoders.from_module(encoder, FAMILY, data_shape=(12,), second=second, variables=variables)
+    ours = ag.encoders.from_module(encoder, FAMILY, data_shape=(12,), scale_output=second, variables=variables)
     flat = jnp.asarray(images.reshape(len(images), -1))
     mean, out = encoder.apply(variables, flat)
     log_scale = {"scale": jnp.log(out), "variance": 0.5 * jnp.log(out), "log_scale": out, "log_variance": out / 2}
@@ -168,7 +168,7 @@ def test_modules_that_do_not_fit_are_refused():
         (lambda: bring(nnx_vae()[0], IMAGE)(jnp.zeros(IMAGE[::-1])), "one datum must have shape"),
         (lambda: bring(wide, IMAGE), r"family.latent_dim = 2 entries for one datum, got \[\(3,\), \(3,\)\]"),
         (lambda: bring(nnx.Linear(3, 5, rngs=nnx.Rngs(0)), (3,)), r"family.size = 4 entries .*got \[\(5,\)\]"),
-        (lambda: bring(encoder, variables=variables, second="precision"), "second must be one of"),
+        (lambda: bring(encoder, variables=variables, scale_output="precision"), "scale_output must be one of"),
         (
             lambda: ag.encoders.from_module(nnx_vae()[0], ag.families.FullRankNormal(D), data_shape=IMAGE),
             "two outputs are the phi of a MeanFieldNormal, not of a FullRankNormal",

@@ -305,12 +305,21 @@ BAD = [
         "precision, mean_covariance",
     ),
     (lambda: I.iwae_objective(model=FA, family=ag.families.Categorical(2), num_samples=2), "carry no gradient"),
-    *[(lambda o=o: o(model=FA, family=ag.families.FullRankNormal(2))(KEY, CONSTANT, XS[0]),
-       r"phi must have shape \(5,\)") for o in (partial(I.iwae_objective, num_samples=2), I.sleep_objective)],
-    (lambda: I.train_encoder(KEY, XS, encoder=lambda x: jnp.zeros(4), objective=I.elbo_objective(**SETTINGS)),
-     "encoder must hold weights to train"),
-    (lambda: I.recursive_mixture(KEY, XS, model=FA, encoders=[lambda x: jnp.zeros(5)]),
-     "encoder must hold weights to train"),
+    *[
+        (
+            lambda o=o: o(model=FA, family=ag.families.FullRankNormal(2))(KEY, CONSTANT, XS[0]),
+            r"phi must have shape \(5,\)",
+        )
+        for o in (partial(I.iwae_objective, num_samples=2), I.sleep_objective)
+    ],
+    (
+        lambda: I.train_encoder(KEY, XS, encoder=lambda x: jnp.zeros(4), objective=I.elbo_objective(**SETTINGS)),
+        "encoder must hold weights to train",
+    ),
+    (
+        lambda: I.recursive_mixture(KEY, XS, model=FA, encoders=[lambda x: jnp.zeros(5)]),
+        "encoder must hold weights to train",
+    ),
     (lambda: I.local_vi_from_starts(KEY, XS[0], **SETTINGS, num_starts=0), "num_starts must be"),
 ]
 

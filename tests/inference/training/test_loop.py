@@ -141,8 +141,16 @@ def test_optimisers_see_one_vector_or_the_tree(key):
     for flat in (True, False):
         seen.clear()
         found = loop.fit(
-            key, params, PerDatum(Sum(), Sum()), jnp.ones((3, 1)), optimizer=spy, learning_rate=0.1, num_steps=2,
-            num_evaluations=2, batch_size=2, flat=flat,
-        )  # fmt: skip
+            key,
+            params,
+            PerDatum(Sum(), Sum()),
+            jnp.ones((3, 1)),
+            optimizer=spy,
+            learning_rate=0.1,
+            num_steps=2,
+            num_evaluations=2,
+            batch_size=2,
+            flat=flat,
+        )
         assert seen[0] == jax.tree.structure(jnp.zeros(1) if flat else params)
         assert jax.tree.structure(found.params) == jax.tree.structure(params)
