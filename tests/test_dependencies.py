@@ -142,7 +142,7 @@ def test_the_reader_of_imports_sees_imports():
         "amortgap.expectations",
         "amortgap.protocols",
     }
-    assert "amortgap.objectives" in internal("amortgap.inference.training.amortized")
+    assert "amortgap.objectives" in internal("amortgap.inference.training.per_datum")
     assert "amortgap.sweep.cells" in internal("amortgap.sweep")
     assert "amortgap.interop.numpyro_model" in internal("amortgap.models")
     assert "sklearn.datasets.load_digits" in imports("amortgap.data.digits")
