@@ -12,7 +12,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -20,6 +20,7 @@ NEEDED = ("xs_train", "xs_test", "model", "family", "encoder")
 OPTIONAL = ("image_shape",)
 # Scripts that work on the repository itself, which a wheel has not: its committed results, and a clone of it.
 _OF_THE_REPOSITORY = ("verify_results", "fresh_clone")
+Result = TypeVar("Result")
 # Seconds of the budget that are kept for drawing the report.
 _DRAWING = 10.0
 
@@ -52,7 +53,7 @@ def load_problem(file: pathlib.Path) -> dict[str, Any]:
     return dict(problem)
 
 
-def _with_line(file: pathlib.Path, call: Callable[[], Any]) -> Any:
+def _with_line(file: pathlib.Path, call: Callable[[], Result]) -> Result:
     """Return the result of `call`; an error in the user's file becomes a ValueError that names its line."""
     try:
         return call()

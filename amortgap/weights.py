@@ -8,11 +8,12 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialize
@@ -20,9 +21,10 @@ from safetensors.numpy import save as serialize
 from amortgap._internal.files import write_atomic
 
 FORMAT_VERSION = 1
+Tree = TypeVar("Tree")
 
 
-def save_weights(path: str | os.PathLike[str], tree: Any, *, config: Any) -> pathlib.Path:
+def save_weights(path: str | os.PathLike[str], tree: PyTree, *, config: object) -> pathlib.Path:
     """Write the arrays of a pytree, such as an encoder or a decoder, to a safetensors file with a JSON sidecar.
 
     Formula: leaf `tree.a["b"][0]` is stored under the name `a/b/0`; the sidecar `<path>.json` holds the format
@@ -61,7 +63,7 @@ def save_weights(path: str | os.PathLike[str], tree: Any, *, config: Any) -> pat
     return path
 
 
-def load_weights(path: str | os.PathLike[str], template: Any, *, config: Any = None) -> Any:
+def load_weights(path: str | os.PathLike[str], template: Tree, *, config: object = None) -> Tree:
     """Return the pytree saved by `save_weights`, in the structure of `template`.
 
     Args:
@@ -119,7 +121,7 @@ def _sidecar_path(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".json")
 
 
-def _named_leaves(argument: str, tree: Any) -> tuple[list[str], list[Any], Any]:
+def _named_leaves(argument: str, tree: PyTree) -> tuple[list[str], list[Any], Any]:
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in pairs]
     if not names:
@@ -142,7 +144,7 @@ def _describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {name: {"shape": list(value.shape), "dtype": str(value.dtype)} for name, value in tensors.items()}
 
 
-def _plain(config: Any) -> Any:
+def _plain(config: object) -> object:
     """Return `config` as JSON would give it back, so that tuples and lists compare equal."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
@@ -152,7 +154,7 @@ def _plain(config: Any) -> Any:
         raise ValueError(f"config must be a dataclass or what JSON can hold, got {config!r}: {error}") from error
 
 
-def _check_config(path: pathlib.Path, saved: Any, wanted: Any) -> None:
+def _check_config(path: pathlib.Path, saved: object, wanted: object) -> None:
     if saved == wanted:
         return
     if isinstance(saved, dict) and isinstance(wanted, dict):
