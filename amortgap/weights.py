@@ -36,7 +36,7 @@ def save_weights(path: str | os.PathLike[str], tree: PyTree, *, config: object) 
     Args:
       path: name of the file, ending in `.safetensors`; its folder is created if needed.
       tree: pytree of arrays, not typed keys.
-      config: what is needed to rebuild the tree: a dataclass or anything that JSON can hold.
+      config: the settings that rebuild the tree, a dataclass or any value that JSON can hold.
 
     Returns:
       The path written.
@@ -48,7 +48,7 @@ def save_weights(path: str | os.PathLike[str], tree: PyTree, *, config: object) 
     """
     path = _weights_path(path)
     names, leaves, _ = _named_leaves("tree", tree)
-    # A copy in C order: safetensors writes the memory as it lies, whatever the strides.
+    # Copy in C order: safetensors writes the memory as it is, whatever the strides.
     tensors = {name: np.array(leaf, order="C") for name, leaf in zip(names, leaves, strict=True)}
     data = serialize(tensors)
     sidecar = {
@@ -70,7 +70,7 @@ def load_weights(path: str | os.PathLike[str], template: Tree, *, config: object
       path: name of the safetensors file; its sidecar lies beside it.
       template: pytree of the same structure, shapes and dtypes, of arrays or of `jax.ShapeDtypeStruct`
         (from `jax.eval_shape`, which computes no weights).
-      config: what the saved config has to equal; None to accept any.
+      config: the value that the saved config must equal; None to accept any.
 
     Returns:
       A pytree like `template` with the saved arrays.
@@ -81,10 +81,10 @@ def load_weights(path: str | os.PathLike[str], template: Tree, *, config: object
     """
     path = _weights_path(path)
     sidecar, data = _read_sidecar(_sidecar_path(path)), _read(path)
-    found = hashlib.sha256(data).hexdigest()
-    if found != sidecar["sha256"]:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != sidecar["sha256"]:
         raise ValueError(
-            f"{path} is damaged or belongs to another sidecar: sha256 {found}, expected {sidecar['sha256']}"
+            f"{path} is damaged or belongs to another sidecar: sha256 {sha256}, expected {sidecar['sha256']}"
         )
     try:
         tensors = parse(data)
@@ -158,13 +158,11 @@ def _check_config(path: pathlib.Path, saved: object, wanted: object) -> None:
     if saved == wanted:
         return
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        nothing = "nothing"
-        pairs = {name: (saved.get(name, nothing), wanted.get(name, nothing)) for name in saved.keys() | wanted.keys()}
-        differ = sorted(name for name, (old, new) in pairs.items() if old != new)
-        what = "; ".join(f"{name} is {pairs[name][0]!r}, wanted {pairs[name][1]!r}" for name in differ)
+        pairs = [(name, saved.get(name, "nothing"), wanted.get(name, "nothing")) for name in sorted({*saved, *wanted})]
+        difference = "; ".join(f"{name} is {old!r}, wanted {new!r}" for name, old, new in pairs if old != new)
     else:
-        what = f"it is {saved!r}, wanted {wanted!r}"
-    raise ValueError(f"{path} was saved with another config: {what}")
+        difference = f"it is {saved!r}, wanted {wanted!r}"
+    raise ValueError(f"{path} was saved with another config: {difference}")
 
 
 def _read(path: pathlib.Path) -> bytes:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from amortgap._internal.checks import num_rows
+from amortgap.protocols import Data, Datum, Encoder
 
 Tree = TypeVar("Tree")
 
@@ -26,18 +27,18 @@ def chosen_devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
     return chosen
 
 
-def map_data(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int) -> Any:
+def map_data(function: Callable[[Array, Datum], Tree], xs: Data, *, chunk_size: int) -> Tree:
     """Return `function(i, x_i)` stacked over data, at most `chunk_size` of them in memory at a time.
 
-    The chunks are equal; the last one is filled up with the first data again, and what it computes twice is dropped
-    (a remainder of its own shape would double the compile time).
+    The chunks are equal, since a remainder of its own shape would double the compile time: the last one is filled up
+    with the first data again, and duplicate results are discarded.
     """
     n = num_rows(xs)
     chunks = -(-n // chunk_size)
     size = -(-n // chunks)
     rows = (jnp.arange(chunks * size) % n).reshape(chunks, size)
 
-    def chunk(index: Array) -> Any:
+    def chunk(index: Array) -> Tree:
         return jax.vmap(function)(index, jax.tree.map(lambda leaf: leaf[index], xs))
 
     if chunks == 1:
@@ -46,16 +47,18 @@ def map_data(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int)
 
 
 @partial(jax.jit, static_argnames="chunk_size")
-def encode(encoder: Callable[[Any], Array], xs: Any, *, chunk_size: int = 1000) -> Array:
+def encode(encoder: Encoder, xs: Data, *, chunk_size: int = 1000) -> Array:
     """Return the encoder's output for every datum, [N, size]."""
     return map_data(lambda _, x: encoder(x), xs, chunk_size=chunk_size)
 
 
-def map_sharded(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: int, devices: tuple[Any, ...]) -> Any:
-    """Return what `map_data` returns, every device mapping over an equal share of the data.
+def map_sharded(
+    function: Callable[[Array, Datum], Tree], xs: Data, *, chunk_size: int, devices: tuple[Any, ...]
+) -> Tree:
+    """Return the result of `map_data`, every device mapping over an equal share of the data.
 
-    Datum i is given its index in the whole, so results do not depend on the number of devices. The last share is
-    filled up with the first data again.
+    The function gets the index of a datum in the whole data set, so results do not depend on the number of devices. The
+    last share is filled up with the first data again.
     """
     n = num_rows(xs)
     if len(devices) < 2:
@@ -64,13 +67,12 @@ def map_sharded(function: Callable[[Array, Any], Any], xs: Any, *, chunk_size: i
     rows = jnp.arange(size * len(devices)) % n
     mesh = Mesh(np.asarray(devices), ("data",))
 
-    def share(index: Array, part: Any) -> Any:
+    def share(index: Array, part: Data) -> Tree:
         return map_data(lambda _, row: function(*row), (index, part), chunk_size=chunk_size)
 
     spec = PartitionSpec("data")
     split = jax.shard_map(share, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
-    found = split(rows, jax.tree.map(lambda leaf: leaf[rows], xs))
-    return jax.tree.map(lambda leaf: leaf[:n], found)
+    return jax.tree.map(lambda leaf: leaf[:n], split(rows, jax.tree.map(lambda leaf: leaf[rows], xs)))
 
 
 class Layout:
@@ -109,7 +111,7 @@ class Layout:
         return jax.tree.map(jnp.asarray, jax.device_get(whole))
 
 
-def _place_own_part(leaf: Any, sharding: NamedSharding) -> Array:
+def _place_own_part(leaf: jax.Array | np.ndarray, sharding: NamedSharding) -> Array:
     """Place on this host's devices their part of what every process holds as a whole; the others place theirs."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = _place_own_part(jax.random.key_data(leaf), sharding)
@@ -123,7 +125,7 @@ def on_host(leaf: Array) -> np.ndarray:
     return np.asarray(leaf if leaf.is_fully_addressable else process_allgather(leaf, tiled=True))
 
 
-def mean_over_rows(function: Callable[..., Tree], rows: tuple[Any, ...], devices: tuple[Any, ...]) -> Tree:
+def mean_over_rows(function: Callable[..., Tree], rows: tuple[Data, ...], devices: tuple[Any, ...]) -> Tree:
     """Return the mean of `function`, a tree of scalars, over the rows of all arguments; devices compute equal shares.
 
     Rows that fill up the last share are computed and masked: they are in no mean.
@@ -145,7 +147,7 @@ class HostBuffer:
         self._leaves: list[np.ndarray] = []
         self._structure: Any = None
 
-    def write(self, rows: np.ndarray, part: Any) -> None:
+    def write(self, rows: np.ndarray, part: PyTree) -> None:
         """Write the first leaves of `part` to these rows; the first call fixes the tree."""
         leaves, structure = jax.tree.flatten(part)
         host = [on_host(leaf) for leaf in leaves]
@@ -155,11 +157,11 @@ class HostBuffer:
         for target, source in zip(self._leaves, host, strict=True):
             target[rows] = source[: rows.size]
 
-    def read(self, rows: np.ndarray, place: Callable[[list[np.ndarray]], list[Any]]) -> Any:
+    def read(self, rows: np.ndarray, place: Callable[[list[np.ndarray]], Sequence[Array | np.ndarray]]) -> PyTree:
         """Return these rows as the tree that was written, its leaves placed on devices by `place`."""
         return jax.tree.unflatten(self._structure, place([leaf[rows] for leaf in self._leaves]))
 
-    def whole(self) -> Any:
+    def whole(self) -> PyTree:
         """Return the tree of all rows as arrays of jax."""
         return jax.tree.unflatten(self._structure, [jnp.asarray(leaf) for leaf in self._leaves])
 

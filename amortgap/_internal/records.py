@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -17,7 +18,7 @@ def checked_record(cls: type[Record]) -> type[Record]:
     negative. `jax.tree_util.register_dataclass` would send it through `__init__` and its checks.
     """
     if hasattr(cls, "__post_init__"):
-        # It converts array-likes and raises ValueErrors of its own; type checkers at run time should not come first.
+        # `__post_init__` converts array-likes and raises ValueErrors, so a run-time type checker must not come first.
         setattr(cls, "__no_type_check__", True)  # noqa: B010
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     static = [field.name for field in fields if field.metadata.get("static")]
@@ -30,7 +31,7 @@ def checked_record(cls: type[Record]) -> type[Record]:
     def flatten(record: Record) -> tuple[list[Any], tuple[Any, ...]]:
         return [getattr(record, name) for name in data], tuple(getattr(record, name) for name in static)
 
-    def unflatten(constants: tuple[Any, ...], children: Any) -> Record:
+    def unflatten(constants: tuple[Any, ...], children: Iterable[object]) -> Record:
         record = object.__new__(cls)
         for name, value in zip([*data, *static], [*children, *constants], strict=True):
             object.__setattr__(record, name, value)

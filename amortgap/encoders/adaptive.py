@@ -33,11 +33,7 @@ class AdaptiveEncoder:
     in_dim: int = field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
-        """Return phi for one datum.
-
-        Raises:
-          ValueError: x is not a vector of length `in_dim`.
-        """
+        """Return phi for one datum, refusing an x that is not a vector of length `in_dim`."""
         check_row(x, self.in_dim)
         *hidden, last = self.layers
         changes = self.hyper(x).reshape(len(hidden), 2, -1)
@@ -67,7 +63,7 @@ def instance_adaptive(
       AdaptiveEncoder, from one datum [in_dim] to phi [family.size].
 
     Raises:
-      ValueError: bad key, or a size that is not positive.
+      ValueError: a bad key, or a size that is not positive.
 
     Source: the idea of instance-adaptive VAEs, arXiv 2604.06796; modulation as in Perez et al., "FiLM" (2018).
     """

@@ -38,11 +38,7 @@ class Encoder:
     in_dim: int = field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
-        """Return phi for one datum.
-
-        Raises:
-          ValueError: x is not a vector of length `in_dim`.
-        """
+        """Return phi for one datum, refusing an x that is not a vector of length `in_dim`."""
         check_row(x, self.in_dim)
         # The optimiser runs over all leaves and must not change these constants.
         centre, spread = jax.lax.stop_gradient((self.centre, self.spread))
@@ -84,11 +80,7 @@ class ConstantEncoder:
     in_dim: int = field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
-        """Return phi, whatever the datum.
-
-        Raises:
-          ValueError: x is not a vector of length `in_dim`.
-        """
+        """Return phi, the same for every datum, refusing an x that is not a vector of length `in_dim`."""
         check_row(x, self.in_dim)
         return self.phi
 
@@ -137,7 +129,7 @@ def linear(
       Encoder, from one datum [in_dim] to phi [family.size]; a ConstantEncoder for rank 0.
 
     Raises:
-      ValueError: bad key, an in_dim that is not positive, a rank outside [0, latent_dim], or bad data to standardise
+      ValueError: a bad key, an in_dim that is not positive, a rank outside [0, latent_dim], or bad data to standardise
         by.
     """
     check_key(key)
@@ -179,7 +171,7 @@ def mlp(
       Encoder, from one datum [in_dim] to phi [family.size].
 
     Raises:
-      ValueError: bad key, a bad size, an unknown activation, or bad data to standardise by.
+      ValueError: a bad key, a bad size, an unknown activation, or bad data to standardise by.
     """
     check_key(key)
     check_count("in_dim", in_dim)

@@ -29,11 +29,7 @@ class ImageEncoder:
     shape: tuple[int, int, int] = field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
-        """Return phi for one image.
-
-        Raises:
-          ValueError: x is not one image of `shape`, nor its entries in a row.
-        """
+        """Return phi for one image, refusing an x that is neither an image of `shape` nor its entries in a row."""
         return self.network(in_shape(x, self.shape))
 
     num_weights = weight_count("network")
@@ -62,7 +58,7 @@ def conv(
       ImageEncoder, from one image [height, width, channels] or its entries in a row to phi [family.size].
 
     Raises:
-      ValueError: bad key, a shape that is not three positive sizes, no or bad channels, or an unknown activation.
+      ValueError: a bad key, a shape that is not three positive sizes, no or bad channels, or an unknown activation.
     """
     network = convolutions(key, tuple(shape), channels, family.size, activation=activation, output_scale=OUTPUT_SCALE)
     height, width, depth = shape

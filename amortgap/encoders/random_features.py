@@ -35,21 +35,13 @@ class RandomFeatureEncoder:
     in_dim: int = field(metadata={"static": True})
 
     def features(self, x: Float[Array, " in_dim"]) -> Float[Array, " features"]:
-        """Return `[1, relu(A x + a)]` for one datum.
-
-        Raises:
-          ValueError: x is not a vector of length `in_dim`.
-        """
+        """Return `[1, relu(A x + a)]` for one datum, refusing an x that is not a vector of length `in_dim`."""
         check_row(x, self.in_dim)
         matrix, offset = jax.lax.stop_gradient(self.projection)
         return jnp.concatenate([jnp.ones(1, matrix.dtype), jax.nn.relu(matrix @ x + offset)])
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " size"]:
-        """Return phi for one datum.
-
-        Raises:
-          ValueError: x is not a vector of length `in_dim`.
-        """
+        """Return phi for one datum, refusing an x that is not a vector of length `in_dim`."""
         return self.weights @ self.features(x)
 
     num_weights = weight_count("weights")
@@ -70,7 +62,7 @@ def random_features(key: jax.Array, in_dim: int, family: Family | Head, *, num_f
       RandomFeatureEncoder, from one datum [in_dim] to phi [family.size]; it starts at the family's standard member.
 
     Raises:
-      ValueError: bad key, `in_dim` is not positive or `num_features` is negative.
+      ValueError: a bad key, `in_dim` is not positive or `num_features` is negative.
 
     Source: Rahimi and Recht, "Random features for large-scale kernel machines" (2007), for the idea.
     """

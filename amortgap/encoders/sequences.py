@@ -64,11 +64,7 @@ class WindowEncoder:
     features: int = field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
-        """Return phi of all steps of one sequence.
-
-        Raises:
-          ValueError: x is not one sequence of the right length and features.
-        """
+        """Return phi of all steps of one sequence, refusing an x of another length or other features."""
         steps, w = _steps(x, self.length, self.features), self.reach
         padded = jnp.pad(steps, ((w, w), (0, 0)))
         windows = padded[np.arange(self.length)[:, None] + np.arange(2 * w + 1)[None, :]].reshape(self.length, -1)
@@ -108,7 +104,7 @@ def window(
       WindowEncoder, from one sequence [length, features] to phi [family.size], means of all steps before log scales.
 
     Raises:
-      ValueError: bad key, a sequence shorter than the window, another family, or a bad size.
+      ValueError: a bad key, a sequence shorter than the window, another family, or a bad size.
 
     Source: Margossian and Blei, "Amortized variational inference: when and why?" (2024), section 3.3, remark 3.7 for
     the ends.
@@ -147,11 +143,7 @@ class RecurrentEncoder:
     features: int = field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, " size"]:
-        """Return phi of all steps of one sequence.
-
-        Raises:
-          ValueError: x is not one sequence of the right length and features.
-        """
+        """Return phi of all steps of one sequence, refusing an x of another length or other features."""
         return _packed(self.network(_steps(x, self.length, self.features)))
 
     num_weights = weight_count("network")
@@ -172,7 +164,7 @@ def recurrent(key: jax.Array, length: int, features: int, family: Family, *, wid
       RecurrentEncoder, from one sequence [length, features] to phi [family.size], means of all steps before log scales.
 
     Raises:
-      ValueError: bad key, another family, or a size that is not positive.
+      ValueError: a bad key, another family, or a size that is not positive.
     """
     check_count("length", length)
     outputs = 2 * _per_step(family, length)

@@ -72,11 +72,7 @@ class SetEncoder:
     features: int = field(metadata={"static": True})
 
     def __call__(self, x: Group) -> Float[Array, " size"]:
-        """Return phi for one group.
-
-        Raises:
-          ValueError: x is not one `Group` of the right features, or it is empty.
-        """
+        """Return phi for one group, refusing an x that is empty or of other features."""
         values, mask = x
         if jnp.ndim(values) != 2 or jnp.shape(values)[1] != self.features or jnp.shape(mask) != jnp.shape(values)[:1]:
             raise ValueError(
@@ -112,7 +108,7 @@ def deep_set(
       SetEncoder, from one Group to phi [family.size].
 
     Raises:
-      ValueError: bad key, or a size that is not positive.
+      ValueError: a bad key, or a size that is not positive.
 
     Source: Zaheer et al., "Deep sets" (2017), theorem 2.
     """

@@ -24,7 +24,6 @@ class Categorical:
       num_categories: K, also the dimension of z.
 
     Attributes:
-      size: length of phi, K.
       name: of the family, "categorical".
 
     Raises:
@@ -44,7 +43,7 @@ class Categorical:
 
     @property
     def size(self) -> int:
-        """Length of phi."""
+        """Length of phi, K."""
         return self.num_categories
 
     def support(self) -> Float[Array, "K K"]:

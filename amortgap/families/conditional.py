@@ -25,10 +25,6 @@ class Branch:
       base: family whose phi begins with the mean, such as `MeanFieldNormal` and `FullRankNormal`.
       global_dim: dimension K of theta.
 
-    Attributes:
-      size: length of w, `base.size + d K`.
-      latent_dim: dimension d of z.
-
     Raises:
       ValueError: a global_dim that is not positive, or a base whose phi does not begin with the mean.
 
@@ -50,7 +46,7 @@ class Branch:
 
     @property
     def size(self) -> int:
-        """Length of w."""
+        """Length of w, `base.size + d K`."""
         return self.base.size + self.base.latent_dim * self.global_dim
 
     def standard(self) -> Float[Array, " size"]:

@@ -44,8 +44,6 @@ class ConstrainedNormal:
         "positive" (exp) or "unit_interval" (logistic).
 
     Attributes:
-      size: length of phi, `2 d`.
-      noise_dim: number of standard normals behind one draw.
       name: of the family, "constrained_normal".
       full_support: False, its density is zero outside the image of T.
 
@@ -77,7 +75,7 @@ class ConstrainedNormal:
 
     @property
     def size(self) -> int:
-        """Length of phi."""
+        """Length of phi, `2 d`."""
         return 2 * self.latent_dim
 
     @property

@@ -32,7 +32,6 @@ class MixtureOfNormals:
       num_components: K.
 
     Attributes:
-      size: length of phi, `K (2 d + 1)`.
       name: of the family, "mixture".
       full_support: its density is positive everywhere.
 
@@ -53,7 +52,7 @@ class MixtureOfNormals:
 
     @property
     def size(self) -> int:
-        """Length of phi."""
+        """Length of phi, `K (2 d + 1)`."""
         return self.num_components * (2 * self.latent_dim + 1)
 
     def unpack(self, phi: Float[Array, " size"]) -> tuple[Float[Array, " K"], Float[Array, "K d"], Float[Array, "K d"]]:

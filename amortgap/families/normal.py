@@ -45,8 +45,6 @@ class MeanFieldNormal:
       latent_dim: dimension d of z.
 
     Attributes:
-      size: length of phi, `2 d`.
-      noise_dim: number of standard normals behind one draw.
       name: of the family, "mean_field".
       diagonal: whether it holds diagonal covariances only.
       full_support: its density is positive everywhere.
@@ -72,7 +70,7 @@ class MeanFieldNormal:
 
     @property
     def size(self) -> int:
-        """Length of phi."""
+        """Length of phi, `2 d`."""
         return 2 * self.latent_dim
 
     @property
@@ -121,8 +119,6 @@ class FullRankNormal:
       latent_dim: dimension d of z.
 
     Attributes:
-      size: length of phi, `d + d (d + 1) / 2`.
-      noise_dim: number of standard normals behind one draw.
       name: of the family, "full_rank".
       diagonal: whether it holds diagonal covariances only.
       full_support: its density is positive everywhere.
@@ -141,7 +137,7 @@ class FullRankNormal:
 
     @property
     def size(self) -> int:
-        """Length of phi."""
+        """Length of phi, `d + d (d + 1) / 2`."""
         return self.latent_dim + self.latent_dim * (self.latent_dim + 1) // 2
 
     @property
@@ -196,8 +192,6 @@ class LowRankNormal:
       rank: number of columns of F, at most d.
 
     Attributes:
-      size: length of phi, `d (2 + rank)`.
-      noise_dim: number of standard normals behind one draw, `d + rank`.
       name: of the family, "low_rank".
       full_support: its density is positive everywhere.
 
@@ -216,12 +210,12 @@ class LowRankNormal:
 
     @property
     def size(self) -> int:
-        """Length of phi."""
+        """Length of phi, `d (2 + rank)`."""
         return self.latent_dim * (2 + self.rank)
 
     @property
     def noise_dim(self) -> int:
-        """Number of standard normals behind one draw."""
+        """Number of standard normals behind one draw, `d + rank`."""
         return self.latent_dim + self.rank
 
     def _unpack(self, phi: Array) -> tuple[Array, Array, Array]:

@@ -47,11 +47,7 @@ class UserModule:
     weights: PyTree
 
     def __call__(self, x: ArrayLike) -> PyTree:
-        """Return the outputs for one datum, each without the axis of the batch.
-
-        Raises:
-          ValueError: x has another layout than `shape`, and is not its entries in a row.
-        """
+        """Return the outputs for one datum of `shape`, or its entries in a row, without the axis of the batch."""
         batch = in_shape(x, self.shape)[None]
         if isinstance(self.definition, linen.Module):
             out = self.definition.apply({**self.constants.arrays, "params": self.weights}, batch)

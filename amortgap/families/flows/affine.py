@@ -89,8 +89,6 @@ class CouplingFlow:
       context_dim: numbers in phi that every conditioner reads, for amortized use with shared weights.
 
     Attributes:
-      size: length of phi.
-      head: FlowHead, the part of phi before the weights.
       name: of the family, "coupling_flow".
       full_support: its density is positive everywhere.
 
@@ -147,8 +145,6 @@ class AutoregressiveFlow:
       context_dim: numbers in phi that every conditioner reads, for amortized use with shared weights.
 
     Attributes:
-      size: length of phi.
-      head: FlowHead, the part of phi before the weights.
       name: of the family, "autoregressive_flow".
       full_support: its density is positive everywhere.
 

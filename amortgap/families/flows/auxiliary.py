@@ -40,8 +40,6 @@ class AuxiliaryFlow:
       context_dim: numbers in phi that conditioners and reverse model read, for amortized use with shared weights.
 
     Attributes:
-      size: length of phi.
-      head: FlowHead, the part of phi before the weights.
       name: of the family, "auxiliary_flow".
       full_support: its density of z, which is not computed, is positive everywhere.
 

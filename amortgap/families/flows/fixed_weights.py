@@ -29,8 +29,6 @@ class FixedWeights:
       weights: [flow.size - flow.head.size], such as `encoder.weights` of a `shared_flow`.
 
     Attributes:
-      latent_dim: dimension d of z.
-      size: length of phi.
       name: of the family, "fixed_weights".
       full_support: whether its density is positive everywhere, as the flow says.
 
