@@ -24,7 +24,6 @@ from amortgap.sweep.records import Record
 
 Scalar = bool | int | float | str | None
 _TYPES = (bool, int, float, str)
-_OWN = {"cell": "hash of the cell the row comes from", "status": "ok, or nonfinite: some number was NaN or infinite"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +45,13 @@ class Column:
     key: bool = False
 
 
+OWN = (
+    Column("cell", str, "hash of the cell the row comes from"),
+    Column("status", str, "ok, or nonfinite: some number was NaN or infinite"),
+)
+"""The first columns of every table."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Schema:
     """Ordered columns of a table and the version of their meaning, raised when a column changes.
@@ -62,7 +68,7 @@ class Schema:
     columns: tuple[Column, ...]
 
     def __post_init__(self) -> None:
-        seen: set[str] = set(_OWN)
+        seen = {column.name for column in OWN}
         for column in self.columns:
             if column.name in seen:
                 raise ValueError(f"columns: {column.name!r} occurs twice or is reserved")
@@ -151,8 +157,7 @@ def build_table(records: Iterable[Record], schema: Schema, *, mixed: bool = Fals
             owner[about] = record.hash
             rows.append(row)
     rows.sort(key=lambda row: (*(row[name] for name in keys), row["cell"]))
-    own = tuple(Column(name, str, meaning) for name, meaning in _OWN.items())
-    return Table(own + schema.columns, rows)
+    return Table(OWN + schema.columns, rows)
 
 
 def _refuse_mixture(records: Sequence[Record], schema: Schema) -> None:
@@ -223,8 +228,7 @@ def read_csv(path: str | pathlib.Path, schema: Schema) -> Table:
       ValueError: a header that is not that of the schema, or a number that does not parse; the message names the file.
       OSError: the file cannot be read.
     """
-    own = tuple(Column(name, str, meaning) for name, meaning in _OWN.items())
-    return read_columns(path, own + schema.columns)
+    return read_columns(path, OWN + schema.columns)
 
 
 def read_columns(path: str | pathlib.Path, columns: Sequence[Column]) -> Table:

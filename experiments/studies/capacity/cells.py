@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
+from amortgap.gaps.measure import EvaluatedBounds
+from amortgap.protocols import CountsWeights, Encoder, Family, Model
 from amortgap.sweep import CellResult
 from studies.capacity.references import (
     Reference,
@@ -74,7 +76,7 @@ def _joint(study: Study) -> CellResult:
     return _result(study, stacked, rows[0], fit.encoder, study.decoder_steps, 0)
 
 
-def make_encoder(study: Study, family: Any, xs: np.ndarray) -> Any:
+def make_encoder(study: Study, family: Family, xs: np.ndarray) -> Any:
     """Return the untrained encoder of a cell."""
     key = purpose_key("encoder weights", study.seed)
     if study.width == 0:
@@ -87,7 +89,7 @@ def make_encoder(study: Study, family: Any, xs: np.ndarray) -> Any:
     return ag.encoders.mlp(key, xs.shape[1], family, width=study.width, depth=study.depth)
 
 
-def train_and_measure(studies: Sequence[Study], model: Any, reference: Reference) -> list[CellResult]:
+def train_and_measure(studies: Sequence[Study], model: Model, reference: Reference) -> list[CellResult]:
     """Train the encoders of a group in one compiled call and measure them on both splits."""
     first = studies[0]
     family = make_family(first.family, first.latent_dim)
@@ -128,8 +130,16 @@ def _rate(study: Study) -> float:
 
 
 @functools.partial(jax.jit, static_argnames=("options",))
-def _train(keys: Any, xs: Any, model: Any, family: Any, encoders: Any, rates: Any, options: tuple) -> ag.AmortizedFit:
-    def train(key: jax.Array, encoder: Any, rate: jax.Array) -> ag.AmortizedFit:
+def _train(
+    keys: jax.Array,
+    xs: jax.Array,
+    model: Model,
+    family: Family,
+    encoders: Encoder,
+    rates: jax.Array,
+    options: tuple[tuple[str, Any], ...],
+) -> ag.AmortizedFit:
+    def train(key: jax.Array, encoder: Encoder, rate: jax.Array) -> ag.AmortizedFit:
         fit = ag.amortized_vi(key, xs, model=model, family=family, encoder=encoder, learning_rate=rate, **dict(options))
         return dataclasses.replace(fit, model=None)
 
@@ -139,7 +149,9 @@ def _train(keys: Any, xs: Any, model: Any, family: Any, encoders: Any, rates: An
     return jax.vmap(train)(keys, encoders, rates)
 
 
-def measure(studies: Sequence[Study], model: Any, encoders: Any, reference: Reference) -> list[list[dict[str, Any]]]:
+def measure(
+    studies: Sequence[Study], model: Model, encoders: Encoder, reference: Reference
+) -> list[list[dict[str, Any]]]:
     """Return for every encoder its rows, one a split, from draws that neither training nor local VI has seen."""
     first, xs = studies[0], jnp.asarray(all_images(studies[0]))
     family = make_family(first.family, first.latent_dim)
@@ -162,11 +174,13 @@ _AT_ONCE = 5
 
 
 @jax.jit
-def _encode(encoders: Any, xs: Any) -> Any:
+def _encode(encoders: Encoder, xs: jax.Array) -> jax.Array:
     return jax.vmap(lambda x: jax.vmap(lambda encoder: encoder(x))(encoders))(xs)
 
 
-def _rows(study: Study, bounds: Any, position: int, model: Any, reference: Reference) -> list[dict[str, Any]]:
+def _rows(
+    study: Study, bounds: EvaluatedBounds, position: int, model: Model, reference: Reference
+) -> list[dict[str, Any]]:
     local, evidence = reference.local, reference.evidence
     num_train = len(images(study).train)
     parts = {"train": slice(0, num_train), "test": slice(num_train, None)}
@@ -193,7 +207,7 @@ def _rows(study: Study, bounds: Any, position: int, model: Any, reference: Refer
     ]
 
 
-def _row(study: Study, split: str, gaps: ag.Gaps, model: Any) -> dict[str, Any]:
+def _row(study: Study, split: str, gaps: ag.Gaps, model: Model) -> dict[str, Any]:
     estimates = gaps.estimates()
     local, amortized, gap = (estimates[name] for name in ("approximation", "inference", "amortization"))
     row: dict[str, Any] = {"split": split, "num_data": gaps.elbo_local.shape[0]}
@@ -203,15 +217,15 @@ def _row(study: Study, split: str, gaps: ag.Gaps, model: Any) -> dict[str, Any]:
         row[f"{name}_se"] = float(value.data_standard_error)
         row[f"{name}_mc_se"] = float(value.monte_carlo_standard_error)
         row[f"{name}_sum"] = float(value.total)
-    ladder = study.model == "factor_analysis"
-    data = images(study)
-    held_out = None if split == "train" else jnp.asarray(data.test)
-    kl = (model.approximation_gap() if study.family == "mean_field" else 0.0) if ladder else None
+    exact_gap, exact_kl = None, None
+    if isinstance(model, ag.models.FactorAnalysis):
+        data = images(study)
+        held_out = None if split == "train" else jnp.asarray(data.test)
+        exact_gap = float(model.rank_gap(jnp.asarray(data.train), study.width, held_out=held_out))
+        exact_kl = float(model.approximation_gap()) if study.family == "mean_field" else 0.0
     row |= {
-        "exact_amortization_gap": float(model.rank_gap(jnp.asarray(data.train), study.width, held_out=held_out))
-        if ladder
-        else None,
-        "exact_approximation_gap": None if kl is None else float(kl),
+        "exact_amortization_gap": exact_gap,
+        "exact_approximation_gap": exact_kl,
         "elbo_local": float(estimates["elbo_local"].mean),
         "elbo_amortized": float(estimates["elbo_amortized"].mean),
         "log_evidence": float(estimates["log_evidence"].mean),
@@ -232,7 +246,7 @@ _OF_ENCODER = ("kl_amortized", "amortization_gap", "elbo_amortized", "gap_q")
 
 
 def _result(
-    study: Study, fit: ag.AmortizedFit, rows: list[dict[str, Any]], encoder: Any, steps: int, index: int
+    study: Study, fit: ag.AmortizedFit, rows: list[dict[str, Any]], encoder: CountsWeights, steps: int, index: int
 ) -> CellResult:
     change, error, finite = (getattr(fit, name)[index] for name in _TRAINING)
     kind = "constant" if study.width == 0 else "linear" if study.model == "factor_analysis" else "mlp"

@@ -7,7 +7,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,12 +16,19 @@ from safetensors.numpy import save
 
 import amortgap as ag
 from amortgap.data import DataSet, load_digits
+from amortgap.protocols import Family, Model
 from amortgap.sweep import locked, write_atomic
 from studies import shared
 from studies.capacity.study import Study
 
+T = TypeVar("T")
+# A record as arrays and words, which safetensors can hold.
+Parts = tuple[dict[str, Any], dict[str, str]]
+TakeApart = Callable[[T], Parts]
+Restore = Callable[[dict[str, jax.Array], dict[str, str]], T]
 
-def make_family(name: str, latent_dim: int) -> Any:
+
+def make_family(name: str, latent_dim: int) -> Family:
     """Return the variational family of a study."""
     return {"mean_field": ag.families.MeanFieldNormal, "full_rank": ag.families.FullRankNormal}[name](latent_dim)
 
@@ -63,7 +70,7 @@ _PURPOSES = (
 purpose_key = functools.partial(shared.purpose_key, 0, _PURPOSES)
 
 
-def untrained_decoder(study: Study, *, seed: int) -> Any:
+def untrained_decoder(study: Study, *, seed: int) -> Model:
     """Return the deep model with initial weights."""
     return ag.models.deep_latent_gaussian(
         purpose_key("decoder weights", seed),
@@ -74,7 +81,7 @@ def untrained_decoder(study: Study, *, seed: int) -> Any:
     )
 
 
-def train_decoder(study: Study, family: Any, *, seed: int, mlp: Study) -> ag.AmortizedFit:
+def train_decoder(study: Study, family: Family, *, seed: int, mlp: Study) -> ag.AmortizedFit:
     """Train a VAE with the encoder of `mlp`; the held-out images choose the step at which the decoder is kept."""
     data = images(study)
     features = data.train.shape[1]
@@ -92,7 +99,7 @@ def train_decoder(study: Study, family: Any, *, seed: int, mlp: Study) -> ag.Amo
     )
 
 
-def make_model(study: Study) -> Any:
+def make_model(study: Study) -> Model:
     """Return the frozen model of a study: factor analysis by maximum likelihood, or the decoder of a trained VAE."""
     if study.model == "factor_analysis":
         data = images(study)
@@ -103,7 +110,7 @@ def make_model(study: Study) -> Any:
     return train_decoder(study, family, seed=0, mlp=dataclasses.replace(study, width=128, depth=2)).model
 
 
-def fit_references(study: Study, model: Any, family: str) -> ag.LocalFit:
+def fit_references(study: Study, model: Model, family: str) -> ag.LocalFit:
     """Return the local optimum of every datum, training data first."""
     xs = all_images(study)
     options: dict[str, Any] = {}
@@ -120,7 +127,7 @@ def fit_references(study: Study, model: Any, family: str) -> ag.LocalFit:
     )
 
 
-def estimate_evidence(study: Study, model: Any, proposal: ag.LocalFit | None) -> Any:
+def estimate_evidence(study: Study, model: Model, proposal: ag.LocalFit | None) -> ag.evidence.Evidence:
     """Return log p(x) of every datum: exact, or by importance sampling from full rank local optima."""
     family = make_family("full_rank", study.latent_dim)
     phis = None if proposal is None else proposal.phi
@@ -135,7 +142,7 @@ class Reference:
     """What all encoders of one model and family are compared with; training data first, then held-out ones."""
 
     local: ag.LocalFit
-    evidence: Any
+    evidence: ag.evidence.Evidence
 
 
 class References:
@@ -150,14 +157,14 @@ class References:
         self.folder = folder
         self._kept = shared.Kept()
 
-    def model(self, study: Study) -> Any:
+    def model(self, study: Study) -> Model:
         """Return the frozen model of a study."""
 
-        def restore(leaves: dict[str, jax.Array], _: dict[str, str]) -> Any:
+        def restore(leaves: dict[str, jax.Array], _: dict[str, str]) -> Model:
             structure = jax.tree.structure(untrained_decoder(study, seed=0))
             return jax.tree.unflatten(structure, [leaves[str(i)] for i in range(len(leaves))])
 
-        def take_apart(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        def take_apart(model: Model) -> Parts:
             return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(model))}, {}
 
         return self._once(study, "model", lambda: make_model(study), take_apart, restore)
@@ -189,11 +196,11 @@ class References:
         """Return what the encoders of this study's family are compared with."""
         return Reference(self.local(study, study.family), self.evidence(study))
 
-    def _once(self, study: Study, what: str, make: Any, take_apart: Any, restore: Any) -> Any:
+    def _once(self, study: Study, what: str, make: Callable[[], T], take_apart: TakeApart[T], restore: Restore[T]) -> T:
         of = dataclasses.replace(study, family="mean_field", width=0, depth=1, seed=0)
         name = f"{what}_{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}"
 
-        def made() -> Any:
+        def made() -> T:
             if self.folder is not None and self.folder.parent.is_dir() and study.model == "vae":
                 self.folder.mkdir(exist_ok=True)
                 return _through(self.folder / f"{name}.safetensors", make, take_apart, restore)
@@ -202,13 +209,13 @@ class References:
         return self._kept.once(name, made)
 
 
-def _fields_of(record: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def _fields_of(record: ag.LocalFit | ag.evidence.Evidence) -> Parts:
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     words = {name: str(value) for name, value in values.items() if isinstance(value, (str, int))}
     return {name: value for name, value in values.items() if name not in words}, words
 
 
-def _through(file: Path, make: Callable[[], Any], take_apart: Any, restore: Any) -> Any:
+def _through(file: Path, make: Callable[[], T], take_apart: TakeApart[T], restore: Restore[T]) -> T:
     """Return what another process has written, or make it and write it; others wait meanwhile."""
     with locked(file.with_suffix(".lock")):
         if not file.exists():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from tyro.conf import Suppress
+
 from amortgap.sweep import Column, Schema
 
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
@@ -57,16 +59,17 @@ SCHEMA = Schema(
 class Study:
     """Everything that determines one cell of the sweep."""
 
-    model: Literal["vae", "factor_analysis"] = "vae"
-    """Set by the sweep: the deep model or the exact ladder."""
-    family: Literal["mean_field", "full_rank"] = "mean_field"
-    """Set by the sweep."""
-    width: int = 0
-    """Set by the sweep: rank or width of the encoder; 0 is the constant encoder."""
-    depth: int = 1
-    """Set by the sweep: hidden layers of the encoder."""
-    seed: int = 0
-    """Set by the sweep: initial weights and training noise of the encoder."""
+    # The sweep sets these five; `--help` leaves them out.
+    model: Suppress[Literal["vae", "factor_analysis"]] = "vae"
+    """The deep model or the exact ladder."""
+    family: Suppress[Literal["mean_field", "full_rank"]] = "mean_field"
+    """Variational family."""
+    width: Suppress[int] = 0
+    """Rank or width of the encoder; 0 is the constant encoder."""
+    depth: Suppress[int] = 1
+    """Hidden layers of the encoder."""
+    seed: Suppress[int] = 0
+    """Seed of the initial weights and of the training noise of the encoder."""
     decoder: Literal["shared", "joint"] = "shared"
     """shared: one frozen decoder isolates capacity; joint: a decoder is trained with each encoder, as VAE users do."""
     latent_dim: int = 8
