@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
-from amortgap.expectations import CUBATURE
+from amortgap.expectations import CUBATURE, Expectation
 from amortgap.families import Branch
 from amortgap.inference import (
+    FactorizedOptimum,
+    GlobalLocalFit,
+    LocalFactors,
     amortized_factors,
     constant_factors,
     factorized_optimum,
@@ -20,21 +24,62 @@ from amortgap.inference import (
     global_local_vi,
 )
 from amortgap.models import windows
+from amortgap.protocols import Data, Family, HierarchicalModel
 from studies.when_and_why.data import linear_data
 from studies.when_and_why.models import LinearHierarchy
 from studies.when_and_why.study import Study, at_most, row
 
 NORMAL = ag.families.MeanFieldNormal(1)
-SCALAR: dict[str, Any] = {"global_family": NORMAL, "family": NORMAL}
-EXACT: dict[str, Any] = {"global_expectation": CUBATURE, "local_expectation": CUBATURE}
+# VI with scalar theta and z. Cubature over theta is exact where the whole log joint is quadratic in theta at fixed z.
+scalar_vi = partial(global_local_vi, global_family=NORMAL, family=NORMAL, global_expectation=CUBATURE)
 TAU, SIGMA = 1.155, 2.43
 Rows = list[dict[str, Any]]
 
 
-def lbfgs(xs: Any, factors: Any, *, steps: int = 100, **given: Any) -> Any:
-    """Return the fit by L-BFGS on all data with exact expectations."""
-    options: dict[str, Any] = {"optimizer": "lbfgs", "num_steps": steps, "num_evaluations": 2}
-    return global_local_vi(jax.random.key(0), xs, factors=factors, **options, **EXACT, **given)
+def scalar_optimum(
+    xs: Data,
+    *,
+    model: HierarchicalModel,
+    starts: jax.Array | None = None,
+    global_start: jax.Array | None = None,
+    local_expectation: Expectation = CUBATURE,
+    tolerance: float = 1e-9,
+) -> FactorizedOptimum:
+    """Return the optimum of F-VI with scalar theta and z, by default the one of the basin of the prior."""
+    return factorized_optimum(
+        xs,
+        model=model,
+        global_family=NORMAL,
+        family=NORMAL,
+        starts=NORMAL.standard()[None] if starts is None else starts,
+        global_start=global_start,
+        local_expectation=local_expectation,
+        tolerance=tolerance,
+    )
+
+
+def lbfgs(
+    xs: Data,
+    factors: LocalFactors,
+    *,
+    model: HierarchicalModel,
+    family: Family = NORMAL,
+    local_expectation: Expectation = CUBATURE,
+    steps: int = 100,
+) -> GlobalLocalFit:
+    """Return the fit by L-BFGS on all data; expectations over theta are by cubature, and the key is not used."""
+    return scalar_vi(
+        jax.random.key(0),
+        xs,
+        factors=factors,
+        model=model,
+        global_family=family,
+        family=family,
+        local_expectation=local_expectation,
+        optimizer="lbfgs",
+        num_steps=steps,
+        num_evaluations=2,
+    )
 
 
 def polynomial(xs: Any, degree: int) -> tuple[Any, Any, np.ndarray]:
@@ -44,7 +89,8 @@ def polynomial(xs: Any, degree: int) -> tuple[Any, Any, np.ndarray]:
         return xs, constant_factors(NORMAL), features
     # Powers are nearly dependent: an orthonormal basis of the same space is what L-BFGS can climb in.
     basis = np.linalg.qr(features)[0] * math.sqrt(len(features))
-    encoder = ag.encoders.linear(jax.random.key(degree), degree, NORMAL, rank=1)
+    key_encoder = jax.random.key(degree)
+    encoder = ag.encoders.linear(key_encoder, degree, NORMAL, rank=1)
     return {"datum": xs, "input": jnp.asarray(basis[:, 1:])}, amortized_factors(encoder, NORMAL), features
 
 
@@ -52,8 +98,7 @@ def linear(num_data: int) -> Rows:
     """Return approximation KL and amortization gaps of polynomials of degree 0 to 2, measured and exact."""
     model = LinearHierarchy(tau=TAU, sigma=SIGMA)
     xs = jnp.asarray(linear_data(0, num_data, TAU, SIGMA))
-    given = {"model": model, **SCALAR}
-    best = factorized_optimum(xs, starts=NORMAL.standard()[None], **given).elbo
+    best = scalar_optimum(xs, model=model).elbo
     posterior, variance = model.posterior(xs), TAU**2 + SIGMA**2
     x = np.asarray(xs)[:, 0]
     evidence = (num_data - 1) * math.log(2 * math.pi * variance) + math.log(num_data)
@@ -73,7 +118,7 @@ def linear(num_data: int) -> Rows:
     ]
     for degree in (0, 1, 2):
         read, factors, features = polynomial(xs, degree)
-        fit = lbfgs(read, factors, **given)
+        fit = lbfgs(read, factors, model=model)
         exact = posterior.linear_gap(features)
         rows.append(
             row(
@@ -123,7 +168,8 @@ def counter_examples() -> Rows:
     chain = ag.models.LinearGaussianChain(
         length=number, transition=1.0, process_variance=1.0, observation_variance=1.0, initial_variance=2.0
     )
-    x = np.array(chain.sample(jax.random.key(0))[1])
+    key_series = jax.random.key(0)
+    x = np.array(chain.sample(key_series)[1])
     for method, copied in (("x_50 copied from x_49", 0), ("window of three copied", 1)):
         same = x.copy()
         here, there = (48, 49) if copied == 0 else (48, 52)
@@ -141,7 +187,8 @@ def window(study: Study, half_width: int) -> Rows:
     chain = ag.models.LinearGaussianChain(
         length=study.chain_length, transition=0.8, process_variance=0.5, observation_variance=0.7
     )
-    xs = jnp.stack([chain.sample(jax.random.key(seed))[1] for seed in (0, 1)])
+    keys_series = [jax.random.key(seed) for seed in (0, 1)]
+    xs = jnp.stack([chain.sample(key)[1] for key in keys_series])
     root = np.linalg.cholesky(chain.posterior_precision()).T
     means = np.stack([np.asarray(chain.smooth(x).mean) for x in xs])
     inputs = [np.column_stack([np.ones(len(x)), windows(x, half_width)]) for x in xs]
@@ -149,9 +196,10 @@ def window(study: Study, half_width: int) -> Rows:
     fitted = design @ np.linalg.lstsq(design, target, rcond=None)[0]
     dense = float(0.5 * np.sum((fitted - target) ** 2) / len(xs))
     family = ag.families.MeanFieldNormal(study.chain_length)
-    encoder = ag.encoders.window(jax.random.key(1), study.chain_length, 1, family, reach=half_width)
+    key_encoder, key_training = jax.random.key(1), jax.random.key(2)
+    encoder = ag.encoders.window(key_encoder, study.chain_length, 1, family, reach=half_width)
     fit = ag.amortized_vi(
-        jax.random.key(2),
+        key_training,
         xs,
         model=chain,
         family=family,
@@ -187,7 +235,7 @@ def window(study: Study, half_width: int) -> Rows:
 NONE: dict[str, Any] = {"target": 0.0, "tolerance": 1e-4}
 
 
-def _joint_dense(model: Any, xs: Any, evidence: float) -> float:
+def _joint_dense(model: ag.models.HierarchicalRegression, xs: ag.models.GroupStatistics, evidence: float) -> float:
     """Return what one dense normal over theta and all z loses: nothing but what local VI leaves."""
     count, d, k = xs.count.size, model.latent_dim, model.global_dim
 
@@ -197,7 +245,8 @@ def _joint_dense(model: Any, xs: Any, evidence: float) -> float:
 
     whole = ag.models.from_log_joint(log_joint, latent_dim=k + count * d)
     family = ag.families.FullRankNormal(k + count * d)
-    fit = ag.local_vi(jax.random.key(3), xs, model=whole, family=family, num_steps=6, warmup_steps=0, max_reruns=0)
+    key_local = jax.random.key(3)
+    fit = ag.local_vi(key_local, xs, model=whole, family=family, num_steps=6, warmup_steps=0, max_reruns=0)
     return evidence - float(ag.cubature_elbo(fit.phi, xs, model=whole, family=family))
 
 
@@ -205,7 +254,8 @@ def regression(study: Study, groups: int) -> Rows:
     """Return what each structure of q loses of the exact evidence, and what branches and their amortization lose."""
     d = study.regression_dim
     model = ag.models.HierarchicalRegression(dim=d)
-    xs = model.sample(jax.random.key(groups), groups, 20)[2]
+    key_data = jax.random.key(groups)
+    xs = model.sample(key_data, groups, 20)[2]
     posterior, evidence = model.posterior(xs), model.log_evidence_of_data(xs)
     where = {"part": "regression", "num_data": groups}
     what = "gap to the evidence, nats"
@@ -218,33 +268,35 @@ def regression(study: Study, groups: int) -> Rows:
         rows.append(row(**where, method="joint dense", quantity=what, value=_joint_dense(model, xs, evidence), **NONE))
     for name, family in (("block", full), ("diagonal", diagonal)):
         if groups <= study.regression_free:
-            given: dict[str, Any] = {"model": model, "global_family": family, "family": family}
-            value = evidence - float(factorized_optimum(xs, starts=family.standard()[None], **given).elbo)
+            starts = family.standard()[None]
+            optimum = factorized_optimum(xs, model=model, global_family=family, family=family, starts=starts)
+            value = evidence - float(optimum.elbo)
             limits: dict[str, Any] = {
                 "target": posterior.approximation_gap(name),
                 "tolerance": 1e-5 * max(1.0, groups / 100),
             }
             rows.append(row(**where, method=f"joint {name}", quantity=what, value=value, **limits))
-    given = {"model": model, "global_family": full, "family": full}
     branch = Branch(full, d)
     if groups <= study.regression_free:
-        fit = lbfgs(xs, free_factors(branch, groups), steps=300, **given)
+        fit = lbfgs(xs, free_factors(branch, groups), model=model, family=full, steps=300)
         # A normal branch holds the exact posterior.
         gap = evidence - float(fit.elbo)
         rows.append(row(**where, method="branch", quantity=what, value=gap, **at_most(0.001 * groups, gap)))
     read = {"datum": xs, "input": jax.vmap(lambda group: group.features())(xs)}
-    encoder = ag.encoders.mlp(
-        jax.random.key(1), read["input"].shape[1], branch, width=32, depth=2, standardize=read["input"]
-    )
+    key_encoder, key_training = jax.random.key(1), jax.random.key(2)
+    encoder = ag.encoders.mlp(key_encoder, read["input"].shape[1], branch, width=32, depth=2, standardize=read["input"])
     fit = global_local_vi(
-        jax.random.key(2),
+        key_training,
         read,
         factors=amortized_factors(encoder, branch),
         batch_size=min(200, groups),
         num_steps=study.regression_steps,
         num_evaluations=5,
-        **given,
-        **EXACT,
+        model=model,
+        global_family=full,
+        family=full,
+        global_expectation=CUBATURE,
+        local_expectation=CUBATURE,
     )
     gap = evidence - float(fit.elbo)
     rows.append(row(**where, method="amortized branch", quantity=what, value=gap))

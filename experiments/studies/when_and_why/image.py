@@ -45,8 +45,9 @@ def image(study: Study, method: str, width: int) -> Rows:
     """
     xs = _images(study)
     n, pixels = xs.shape
+    key_decoder, key_evaluation = jax.random.key(0), jax.random.key(1)
     model = bayesian_decoder(
-        jax.random.key(0),
+        key_decoder,
         latent_dim=study.image_latents,
         data_dim=pixels,
         width=study.image_decoder,
@@ -60,12 +61,14 @@ def image(study: Study, method: str, width: int) -> Rows:
     rows, elbos = [], []
     for seed in range(study.image_seeds):
         if method == "A-VI":
-            encoder = ag.encoders.mlp(jax.random.key(seed), pixels, family, width=width, depth=2)
+            key_encoder = jax.random.key(seed)
+            encoder = ag.encoders.mlp(key_encoder, pixels, family, width=width, depth=2)
             factors = amortized_factors(encoder, family)
         else:
             factors = free_factors(family, n) if method == "F-VI" else constant_factors(family)
+        key_training = jax.random.key(3000 + seed)
         fit = global_local_vi(
-            jax.random.key(3000 + seed),
+            key_training,
             xs,
             model=model,
             global_family=global_family,
@@ -77,7 +80,7 @@ def image(study: Study, method: str, width: int) -> Rows:
             num_evaluations=min(20, study.image_steps),
             learning_rate=0.1 if method == "F-VI" else 1e-2,
         )
-        value = _image_elbo(jax.random.key(1), fit, xs, model, global_family, family)
+        value = _image_elbo(key_evaluation, fit, xs, model, global_family, family)
         phis = jax.vmap(lambda i, x, fit=fit: fit.factors(i, x, fit.global_phi[: means.size]))(jnp.arange(n), xs)
         guess = jax.vmap(lambda phi, fit=fit: model.decode(fit.global_phi[: means.size], phi[: study.image_latents]))(
             phis

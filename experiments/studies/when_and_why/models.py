@@ -9,7 +9,6 @@ Source: Margossian and Blei, "Amortized variational inference: when and why?" (2
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +49,8 @@ class LinearHierarchy:
     sigma: float | Array
     prior_variance: float | None = field(default=None, metadata={"static": True})
 
-    global_dim: ClassVar[int] = 1
-    latent_dim: ClassVar[int] = 1
+    global_dim = 1
+    latent_dim = 1
 
     def log_prior(self, theta: Float[Array, " 1"]) -> Float[Array, ""]:
         """Return `log p(theta)` in nats, zero for the flat prior."""
@@ -90,8 +89,8 @@ class NonlinearHierarchy:
 
     normalised: bool = field(default=True, metadata={"static": True})
 
-    global_dim: ClassVar[int] = 1
-    latent_dim: ClassVar[int] = 1
+    global_dim = 1
+    latent_dim = 1
 
     def log_prior(self, theta: Float[Array, " 1"]) -> Float[Array, ""]:
         """Return zero, the log density of the flat prior."""
@@ -123,8 +122,8 @@ class SawSeries:
     alpha: float | Array
     prior_variance: float | None = field(default=None, metadata={"static": True})
 
-    global_dim: ClassVar[int] = 1
-    latent_dim: ClassVar[int] = 1
+    global_dim = 1
+    latent_dim = 1
 
     def log_prior(self, theta: Float[Array, " 1"]) -> Float[Array, ""]:
         """Return `log p(theta)` in nats, zero for the flat prior."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +12,9 @@ import numpy as np
 
 import amortgap as ag
 from amortgap.expectations import CUBATURE, Expectation
-from amortgap.inference import constant_factors, factorized_optimum, free_factors, global_local_vi
+from amortgap.inference import constant_factors, free_factors
 from studies.when_and_why.data import nonlinear_data
-from studies.when_and_why.exact import NORMAL, SCALAR, Rows
+from studies.when_and_why.exact import NORMAL, Rows, lbfgs, scalar_optimum, scalar_vi
 from studies.when_and_why.models import NonlinearHierarchy
 from studies.when_and_why.study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
@@ -42,23 +43,13 @@ def nonlinear_known(study: Study, normalised: bool) -> Known:
     """Return the optima of the nonlinear model: in the basin of the prior's start, from many starts, and shared."""
     model, xs = _nonlinear(study, normalised)
     # The data set is one datum with latent theta: its log joint at fixed z is quadratic in theta, so cubature is exact.
-    rule: dict[str, Any] = {"local_expectation": Expectation("quadrature", study.exact_nodes)}
-    given: dict[str, Any] = {"model": model, "tolerance": 1e-6, **SCALAR, **rule}
-    basin = factorized_optimum(xs, starts=NORMAL.standard()[None], **given)
+    rule = Expectation("quadrature", study.exact_nodes)
+    basin = scalar_optimum(xs, model=model, local_expectation=rule, tolerance=1e-6)
     starts = jnp.concatenate([_best_starts(study, model, xs, basin.global_phi[:1]), basin.local.phi[:, None]], axis=1)
-    everywhere = factorized_optimum(xs, starts=starts, global_start=basin.global_phi, **given)
-    shared = global_local_vi(
-        jax.random.key(0),
-        xs,
-        factors=constant_factors(NORMAL),
-        optimizer="lbfgs",
-        num_steps=100,
-        num_evaluations=2,
-        global_expectation=CUBATURE,
-        model=model,
-        **SCALAR,
-        **rule,
+    everywhere = scalar_optimum(
+        xs, model=model, starts=starts, global_start=basin.global_phi, local_expectation=rule, tolerance=1e-6
     )
+    shared = lbfgs(xs, constant_factors(NORMAL), model=model, local_expectation=rule)
     left = float(basin.decrement), float(everywhere.decrement)
     return Known(float(basin.elbo), float(everywhere.elbo), float(shared.elbo), left)
 
@@ -87,8 +78,9 @@ def references(study: Study, kind: str) -> Rows:
     known, n = nonlinear_known(study, False), len(xs)
     best = known.basin if kind == "F-VI" else known.shared
     rule = Expectation("quadrature", study.trained_nodes)
-    fit = global_local_vi(
-        jax.random.key(5),
+    key_training = jax.random.key(5)
+    fit = scalar_vi(
+        key_training,
         xs,
         factors=free_factors(NORMAL, n) if kind == "F-VI" else constant_factors(NORMAL),
         model=model,
@@ -96,10 +88,8 @@ def references(study: Study, kind: str) -> Rows:
         num_steps=2 * study.adam_steps,
         num_evaluations=min(20, study.adam_steps),
         learning_rate=0.05 if kind == "F-VI" else 0.01,
-        global_expectation=CUBATURE,
         local_expectation=rule,
         evaluation=(CUBATURE, Expectation("quadrature", study.exact_nodes)),
-        **SCALAR,
     )
     return judged(
         [[fit]],
@@ -120,30 +110,20 @@ def nonlinear(study: Study, recipe: str, width: int, *, normalised: bool = False
     rule = Expectation("quadrature", study.trained_nodes)
     # Both recipes are judged on the same deterministic bound.
     judge = CUBATURE, Expectation("quadrature", study.exact_nodes)
-    given: dict[str, Any] = {"model": model, "evaluation": judge, **SCALAR}
     chains = []
     for seed in range(study.normalised_seeds if normalised else study.seeds):
         factors = mlp_factors(seed, xs, NORMAL, width, recipe=recipe, separate=True)
-        key = jax.random.key(1000 + seed)
+        key_training = jax.random.key(1000 + seed)
         if recipe == "default":
-            rules: dict[str, Any] = {"global_expectation": CUBATURE, "local_expectation": rule}
-            fits = train_by_default(
-                study,
-                key,
-                xs,
-                factors,
-                batch_size=min(study.batch_size, n),
-                polish_steps=study.polish_steps,
-                **rules,
-                **given,
-            )
-            chains.append(fits)
+            vi = partial(scalar_vi, key_training, xs, model=model, local_expectation=rule, evaluation=judge)
+            batch_size = min(study.batch_size, n)
+            chains.append(train_by_default(study, vi, factors, batch_size=batch_size, polish_steps=study.polish_steps))
         else:
             draws = Expectation(size=study.published_draws, estimator="total")
             chains.append(
                 [
-                    global_local_vi(
-                        key,
+                    scalar_vi(
+                        key_training,
                         xs,
                         factors=factors,
                         batch_size=min(study.batch_size, n),
@@ -153,7 +133,8 @@ def nonlinear(study: Study, recipe: str, width: int, *, normalised: bool = False
                         learning_rate=1e-2,
                         global_expectation=Expectation(estimator="total"),
                         local_expectation=draws,
-                        **given,
+                        model=model,
+                        evaluation=judge,
                     )
                 ]
             )
@@ -176,13 +157,14 @@ def noise(study: Study) -> Rows:
     model, xs = _nonlinear(study, False)
     xs = xs[:: study.noise_stride]
     rule = Expectation("quadrature", study.exact_nodes)
-    given: dict[str, Any] = {"model": model, **SCALAR}
-    best = factorized_optimum(xs, starts=NORMAL.standard()[None], local_expectation=rule, **given)
+    best = scalar_optimum(xs, model=model, local_expectation=rule)
     draws = Expectation(size=100, estimator="total")
     # From the optimum: what is left is noise, with nothing of the way there.
-    fit = global_local_vi(
-        jax.random.key(0),
+    key_training = jax.random.key(0)
+    fit = scalar_vi(
+        key_training,
         xs,
+        model=model,
         factors=free_factors(NORMAL, len(xs), start=best.local.phi),
         global_start=best.global_phi,
         num_steps=study.noise_steps,
@@ -192,7 +174,6 @@ def noise(study: Study) -> Rows:
         global_expectation=Expectation(estimator="total"),
         local_expectation=draws,
         evaluation=(CUBATURE, rule),
-        **given,
     )
     late = np.asarray(fit.trace.elbo)[len(fit.trace.elbo) // 2 :]
     left = (float(best.elbo) - late) * study.noise_stride

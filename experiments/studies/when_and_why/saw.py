@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
-from amortgap.inference import amortized_factors, constant_factors, factorized_optimum, free_factors, global_local_vi
+from amortgap.expectations import CUBATURE
+from amortgap.inference import amortized_factors, constant_factors, free_factors
 from studies.when_and_why.data import saw_data
-from studies.when_and_why.exact import EXACT, NORMAL, SCALAR, Rows, lbfgs
+from studies.when_and_why.exact import NORMAL, Rows, lbfgs, scalar_optimum, scalar_vi
 from studies.when_and_why.models import SawSeries
 from studies.when_and_why.study import Known, Study, at_most, judged, mlp_factors, published_loss, row, train_by_default
 
@@ -25,9 +27,8 @@ def _saw() -> tuple[Any, Any]:
 def saw_known() -> Known:
     """Return the optima of the saw series."""
     model, xs = _saw()
-    given: dict[str, Any] = {"model": model, **SCALAR}
-    best = factorized_optimum(xs, starts=NORMAL.standard()[None], **given).elbo
-    shared = lbfgs(xs, constant_factors(NORMAL), **given).elbo
+    best = scalar_optimum(xs, model=model).elbo
+    shared = lbfgs(xs, constant_factors(NORMAL), model=model).elbo
     return Known(float(best), float(best), float(shared), (0.0, 0.0))
 
 
@@ -42,9 +43,10 @@ def saw_exact() -> Rows:
 
     rows = [loss("F-VI", known.basin, 553.013907), loss("Const", known.shared, 2933.567141)]
     for inputs in (1, 2):
-        encoder = ag.encoders.linear(jax.random.key(inputs), inputs, NORMAL, rank=1)
+        key_encoder = jax.random.key(inputs)
+        encoder = ag.encoders.linear(key_encoder, inputs, NORMAL, rank=1)
         read = {"datum": xs, "input": xs[:, 2 - inputs :]}
-        elbo = float(lbfgs(read, amortized_factors(encoder, NORMAL), steps=200, model=model, **SCALAR).elbo)
+        elbo = float(lbfgs(read, amortized_factors(encoder, NORMAL), steps=200, model=model).elbo)
         if inputs == 1:
             rows.append(loss("affine in x_n", elbo, 892.634460))
         else:
@@ -72,15 +74,15 @@ def references(study: Study, kind: str) -> Rows:
     (model, xs), known = _saw(), saw_known()
     factors = free_factors(NORMAL, len(xs)) if kind == "F-VI" else constant_factors(NORMAL)
     steps = 2 * study.adam_steps
-    fit = global_local_vi(
-        jax.random.key(5),
+    key_training = jax.random.key(5)
+    fit = scalar_vi(
+        key_training,
         xs,
         factors=factors,
         num_steps=steps,
         num_evaluations=min(20, steps),
         model=model,
-        **SCALAR,
-        **EXACT,
+        local_expectation=CUBATURE,
     )
     best = known.basin if kind == "F-VI" else known.shared
     return judged(
@@ -99,28 +101,26 @@ def saw(study: Study, recipe: str, inputs: int, width: int) -> Rows:
     """Return how encoders of one width that read one or two observations end on the saw series."""
     (model, xs), known = _saw(), saw_known()
     read = {"datum": xs, "input": xs[:, 2 - inputs :]}
-    given: dict[str, Any] = {"model": model, **SCALAR, **EXACT}
     chains = []
     for seed in range(study.seeds):
         factors = mlp_factors(seed, read["input"], NORMAL, width, recipe=recipe)
-        key = jax.random.key(2000 + seed)
+        key_training = jax.random.key(2000 + seed)
         if recipe == "default":
-            fits = train_by_default(
-                study, key, read, factors, batch_size=None, polish_steps=2 * study.polish_steps, **given
-            )
-            chains.append(fits)
+            vi = partial(scalar_vi, key_training, read, model=model, local_expectation=CUBATURE)
+            chains.append(train_by_default(study, vi, factors, batch_size=None, polish_steps=2 * study.polish_steps))
         else:
             steps = study.saw_steps
             chains.append(
                 [
-                    global_local_vi(
-                        key,
+                    scalar_vi(
+                        key_training,
                         read,
                         factors=factors,
                         num_steps=steps,
                         num_evaluations=min(40, steps),
                         schedule="constant",
-                        **given,
+                        model=model,
+                        local_expectation=CUBATURE,
                     )
                 ]
             )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
-from amortgap.inference import GlobalLocalFit, amortized_factors, global_local_vi
+from amortgap.inference import GlobalLocalFit, LocalFactors, amortized_factors
 from amortgap.networks import dense
 from amortgap.sweep import Column, Schema
 from studies.requirements import NEAR, Requirement, near
@@ -189,28 +189,30 @@ def mlp_factors(seed: int, xs: Any, family: Any, width: int, *, recipe: str, sep
 
 
 def train_by_default(
-    study: Study, key: jax.Array, xs: Any, factors: Any, *, batch_size: int | None, polish_steps: int, **given: Any
+    study: Study,
+    vi: Callable[..., GlobalLocalFit],
+    factors: LocalFactors,
+    *,
+    batch_size: int | None,
+    polish_steps: int,
 ) -> list[GlobalLocalFit]:
-    """Return the fits of the library's recipe: Adam with a cosine on minibatches, then L-BFGS on all data."""
-    first = global_local_vi(
-        key,
-        xs,
+    """Return the fits of the library's recipe: Adam with a cosine on minibatches, then L-BFGS on all data.
+
+    `vi` is `global_local_vi` with key, data, model, families and expectations.
+    """
+    first = vi(
         factors=factors,
         batch_size=batch_size,
         num_steps=study.adam_steps,
         num_evaluations=min(20, study.adam_steps),
         learning_rate=3e-2,
-        **given,
     )
-    second = global_local_vi(
-        key,
-        xs,
+    second = vi(
         factors=first.factors,
         global_start=first.global_phi,
         optimizer="lbfgs",
         num_steps=polish_steps,
         num_evaluations=min(5, polish_steps),
-        **given,
     )
     return [first, second]
 
