@@ -200,6 +200,15 @@ class Normal(HasMoments, Reparameterised, HasEntropy, Protocol):
 
 
 @runtime_checkable
+class HasRandomStart(Family, Protocol):
+    """A family that draws its own starts, because noise around `standard()` would not; buys starts far apart."""
+
+    def random_start(self, key: jax.Array, spread: float) -> Array:
+        """Return a random phi [size] whose means have the standard deviation `spread`."""
+        ...
+
+
+@runtime_checkable
 class Head(Protocol):
     """The part of a flow's phi that stays with the datum where data share the weights."""
 

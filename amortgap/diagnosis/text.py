@@ -7,7 +7,7 @@ import numpy as np
 from amortgap.diagnosis.records import COLLAPSED, DiagnosisRecord, Measured, TriedRemedy
 from amortgap.evidence.pareto import UNRELIABLE
 from amortgap.gaps import Estimate
-from amortgap.inference.local.ascent import TOLERANCE
+from amortgap.inference.local.acceptance import TOLERANCE
 
 LABELS = {
     "log_evidence": "log p(x)",

@@ -16,8 +16,8 @@ from local_vi_workload import Workload
 from numpyro.infer import SVI, Trace_ELBO
 
 import amortgap as ag
-from amortgap.inference.local.ascent import pairs_per_datum
 from amortgap.inference.local.natural_gradient import ascend
+from amortgap.inference.local.records import pairs_per_datum
 from amortgap.inference.training.schedules import cosine
 
 # Decoder rows in one call, at most: what suits every vectorised row here.

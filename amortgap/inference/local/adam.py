@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,19 @@ import optax
 from jaxtyping import Array, Int
 
 from amortgap.inference.local.certificate import Certificate
-from amortgap.inference.local.selection import Judged, choose, verdict
+from amortgap.inference.local.records import Problem
+from amortgap.inference.local.selection import Choice, SelectedFit, select
 from amortgap.inference.training.schedules import cosine
 from amortgap.objectives import elbo, elbo_draws
 from amortgap.protocols import Reparameterised
 
+# The ELBO of one datum as a function of key, phi and number of draws.
+Objective: TypeAlias = Callable[[jax.Array, Array, int], Array]
 
-def objective_of(x: Any, model: Any, family: Any) -> Any:
+
+def objective_of(problem: Problem) -> Objective:
     """Return the ELBO of one datum as a function of key, phi and number of draws, antithetic where that is possible."""
+    x, model, family = problem.x, problem.model, problem.family
     antithetic = isinstance(family, Reparameterised)
 
     def objective(draw_key: jax.Array, phi: Array, num_samples: int) -> Array:
@@ -26,14 +32,16 @@ def objective_of(x: Any, model: Any, family: Any) -> Any:
     return objective
 
 
-def adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: float) -> tuple[Array, Int[Array, ""]]:
-    """Return phi after Adam on antithetic pairs, its rate falling by a cosine, and how many steps were finite.
+def adam(
+    key: jax.Array, objective: Objective, phi: Array, *, num_steps: int | Array, rate: float
+) -> tuple[Array, Int[Array, ""]]:
+    """Return phi after Adam on antithetic pairs with a rate that falls by a cosine, and the number of finite steps.
 
     A step that is not finite is left out.
     """
     optimiser = optax.scale_by_adam()
 
-    def step(index: Array, carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
+    def step(index: Array, carry: tuple[Array, optax.OptState, Array]) -> tuple[Array, optax.OptState, Array]:
         phi, state, count = carry
         gradient = jax.grad(objective, argnums=1)(jax.random.fold_in(key, index), phi, 2)
         update, state = optimiser.update(gradient, state)
@@ -46,23 +54,15 @@ def adam(key: jax.Array, objective: Any, phi: Array, *, num_steps: Any, rate: fl
 
 
 def ascend_by_adam(
-    key: jax.Array,
-    x: Any,
-    start: Array,
-    phi: Array,
-    model: Any,
-    family: Any,
-    *,
-    num_steps: Any,
-    num_samples: int,
-    warmup_steps: int = 0,
-) -> Judged:
-    """Run Adam to two horizons, then judge the stages as `judge` does; what the second gained stands for the rest.
+    key: jax.Array, problem: Problem, start: Array, phi: Array, *, num_steps: int | Array, warmup_steps: int = 0
+) -> SelectedFit:
+    """Run Adam to two horizons, then select the best stage; the gain of the second horizon is the certificate.
 
-    Where half of the steps of either were not finite it stands for nothing: what could not move gains nothing either.
+    The certificate is infinite where half of the steps to either horizon were not finite: a run that could not move
+    gains nothing either.
     """
     key_first, key_second, key_choice, key_value, key_warmup = jax.random.split(key, 5)
-    objective, half = objective_of(x, model, family), jnp.maximum(num_steps // 2, 1)
+    objective, half = objective_of(problem), jnp.maximum(num_steps // 2, 1)
     middle = phi
     if warmup_steps:
         middle, _ = adam(key_warmup, objective, phi, num_steps=warmup_steps, rate=1e-1)
@@ -73,11 +73,18 @@ def ascend_by_adam(
     phis = jnp.stack([start, phi, middle, end])
 
     def draws(draw_key: jax.Array, phi: Array) -> Array:
-        antithetic = isinstance(family, Reparameterised)
-        return elbo_draws(draw_key, phi, x, model=model, family=family, num_samples=num_samples, antithetic=antithetic)
+        return elbo_draws(
+            draw_key,
+            phi,
+            problem.x,
+            model=problem.model,
+            family=problem.family,
+            num_samples=problem.settings.num_samples,
+            antithetic=isinstance(problem.family, Reparameterised),
+        )
 
-    choice = choose(jax.lax.map(lambda phi: draws(key_choice, phi), phis))
-    certificate = Certificate(
-        jnp.where(moved & jnp.isfinite(choice.gain), choice.gain, jnp.inf), choice.gain_error, jnp.zeros(())
-    )
-    return verdict(phis[choice.index], draws(key_value, phis[choice.index]), choice, certificate)
+    def evaluate(phi: Array, choice: Choice) -> tuple[Array, Certificate]:
+        nats = jnp.where(moved & jnp.isfinite(choice.gain), choice.gain, jnp.inf)
+        return draws(key_value, phi), Certificate(nats, choice.gain_error, jnp.zeros(()))
+
+    return select(phis, jax.lax.map(lambda phi: draws(key_choice, phi), phis), evaluate)

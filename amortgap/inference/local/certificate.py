@@ -1,4 +1,4 @@
-"""How many nats a local optimum still misses, estimated with a standard error from fresh draws."""
+"""The nats that a local optimum still misses, estimated with a standard error from fresh draws."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from amortgap.inference.local.newton import Sweep, curvature_change, num_finite
+from amortgap.inference.local.newton import CurvatureSample, curvature_change, num_finite
 
 # Keeps a ratio of two vanishing variances finite.
 _TINY = 1e-30
-# Least share of its own curvature that a log scale may keep when the mean follows it: more would be believed of noise.
+# Floor on the curvature of a log scale after profiling out the mean; below it the estimate is noise.
 _FLOOR = 0.02
 
 
@@ -32,8 +32,8 @@ class Certificate(NamedTuple):
     coupling: Float[Array, ""]
 
 
-def certify(sweep: Sweep, *, mean_field: bool) -> Certificate:
-    """Return the Newton decrement of the ELBO at the normal around which `sweep` was drawn.
+def certify(sample: CurvatureSample, *, mean_field: bool) -> Certificate:
+    """Return the Newton decrement of the ELBO at the normal around which `sample` was drawn.
 
     Formula: `1/2 E[g]' C^-1 E[g] + 1/2 sum_j (l_j - 1 - log l_j)`, g and C the whitened gradient and expected Hessian
     of `-log p(x, z)`; l_j are the diagonal entries of C in mean field and its eigenvalues in full rank. The first term
@@ -45,18 +45,18 @@ def certify(sweep: Sweep, *, mean_field: bool) -> Certificate:
     their variance, so the estimate may be slightly negative.
 
     Args:
-      sweep: at least two sweeps around the normal, from draws that no fit has seen.
+      sample: at least two frames around the normal, from draws that no fit has seen.
       mean_field: whether the family is mean field; full rank otherwise.
     """
-    d = sweep.slopes.shape[1]
-    count = num_finite(sweep)
-    keep = sweep.finite[:, None]
-    believed = jnp.eye(d, dtype=sweep.slopes.dtype)
-    curvature = believed + curvature_change(sweep, believed)
+    d = sample.slopes.shape[1]
+    count = num_finite(sample)
+    keep = sample.finite[:, None]
+    identity = jnp.eye(d, dtype=sample.slopes.dtype)
+    curvature = identity + curvature_change(sample, identity)
     lower = jnp.linalg.cholesky(curvature)
 
     # Whitened by the curvature, the decrement of the mean is half a squared norm.
-    slopes = solve_triangular(lower, sweep.slopes.T, lower=True).T
+    slopes = solve_triangular(lower, sample.slopes.T, lower=True).T
     slope = jnp.sum(slopes, axis=0) / count
     centred = jnp.where(keep, slopes - slope[None, :], 0)
     covariance = centred.T @ centred / count**2
@@ -65,17 +65,17 @@ def certify(sweep: Sweep, *, mean_field: bool) -> Certificate:
     noise = 0.5 * jnp.sum(covariance**2)
     variance = jnp.maximum(slope @ covariance @ slope - noise, noise)
 
-    residual = jnp.where(keep, sweep.differences - sweep.noises @ curvature, 0)
+    residual = jnp.where(keep, sample.differences - sample.noises @ curvature, 0)
     if mean_field:
         entries = jnp.diag(curvature)
         # Gradient and curvature of the log scales in units of sqrt(2 C_jj), once the best mean for them is put in.
         unit = jnp.sqrt(2 * entries)
-        with_mean, of_scales = couplings(sweep, curvature)
+        with_mean, of_scales = couplings(sample, curvature)
         reach = solve_triangular(lower, with_mean, lower=True) / unit[None, :]
-        bending = believed + of_scales / jnp.outer(unit, unit) - reach.T @ reach
+        bending = identity + of_scales / jnp.outer(unit, unit) - reach.T @ reach
         size, vectors = jnp.linalg.eigh(jnp.where(jnp.isfinite(bending), bending, 0))
         turn = vectors / jnp.sqrt(jnp.maximum(size, _FLOOR))[None, :]
-        pulls = (residual * sweep.noises / unit[None, :] - centred @ reach) @ turn
+        pulls = (residual * sample.noises / unit[None, :] - centred @ reach) @ turn
         pull = ((entries - 1) / unit - slope @ reach) @ turn
         spread = pulls.T @ pulls / count**2
         spread = spread * (_noise_of_mean(pulls, d) / (jnp.trace(spread) + _TINY))
@@ -86,21 +86,23 @@ def certify(sweep: Sweep, *, mean_field: bool) -> Certificate:
         variance += jnp.maximum(pull @ spread @ pull - noise, noise)
     else:
         coupling = jnp.zeros_like(in_mean)
-        outer = residual.reshape(-1, d, d).swapaxes(1, 2) @ sweep.noises.reshape(-1, d, d) / d
+        outer = residual.reshape(-1, d, d).swapaxes(1, 2) @ sample.noises.reshape(-1, d, d) / d
         outer = 0.5 * (outer + outer.swapaxes(1, 2))
         total = _noise_of_mean(outer.reshape(outer.shape[0], d * d), 1)
         half_log_det = jnp.sum(jnp.log(jnp.diag(lower)))
         in_precision = 0.5 * (jnp.trace(curvature) - d) - half_log_det - 0.25 * total
         # As if the noise were spread evenly over the d (d + 1) / 2 entries.
-        surplus = jnp.sum((curvature - believed) ** 2)
+        surplus = jnp.sum((curvature - identity) ** 2)
         variance += (0.5 * surplus * total + 0.25 * total**2) / d**2
     nats = in_mean + in_precision
-    known = jnp.isfinite(nats) & (2 * count > sweep.finite.size)
+    known = jnp.isfinite(nats) & (2 * count > sample.finite.size)
     error = jnp.sqrt(variance)
     return Certificate(jnp.where(known, nats, jnp.inf), jnp.where(known, error, jnp.inf), coupling)
 
 
-def couplings(sweep: Sweep, curvature: Float[Array, "d d"]) -> tuple[Float[Array, "d d"], Float[Array, "d d"]]:
+def couplings(
+    sample: CurvatureSample, curvature: Float[Array, "d d"]
+) -> tuple[Float[Array, "d d"], Float[Array, "d d"]]:
     """Return how the log scales of a mean field normal are coupled to its mean, and to each other beyond `2 C_jj`.
 
     Formula: `M_ij = E[dg_i/dz_j e_j] = E[g_i (e_j^2 - 1)] = E[g_j (e_i e_j - 1{i=j})]` and, off the diagonal,
@@ -113,11 +115,11 @@ def couplings(sweep: Sweep, curvature: Float[Array, "d d"]) -> tuple[Float[Array
       `2 diag(curvature)`, both whitened.
     """
     d = curvature.shape[0]
-    keep = sweep.finite[:, None]
-    noises = jnp.where(keep, sweep.noises, 0)
+    keep = sample.finite[:, None]
+    noises = jnp.where(keep, sample.noises, 0)
     # Each pair's gradient is its even part plus or minus its odd part; M is made of the one and S of the other.
-    even = jnp.where(keep, sweep.slopes - (jnp.sum(sweep.slopes, axis=0) / num_finite(sweep))[None, :], 0)
-    odd = jnp.where(keep, sweep.differences - noises @ curvature, 0)
+    even = jnp.where(keep, sample.slopes - (jnp.sum(sample.slopes, axis=0) / num_finite(sample))[None, :], 0)
+    odd = jnp.where(keep, sample.differences - noises @ curvature, 0)
     squares = jnp.where(keep, noises**2 - 1, 0)
 
     def of_group(even: Array, odd: Array, noises: Array, squares: Array) -> tuple[Array, Array]:
@@ -141,7 +143,7 @@ def _shrunk(groups: Float[Array, "groups d d"]) -> Float[Array, "d d"]:
 def _noise_of_mean(rows: Float[Array, "rows d"], group: int) -> Float[Array, ""]:
     """Return the summed variance of the mean of all rows, from the spread of the means of groups of rows.
 
-    Orthogonal noises within a sweep cancel much of the noise, which the spread of single pairs would overstate.
+    Orthogonal noises within a frame cancel much of the noise, which the spread of single pairs would overstate.
     """
     means = jnp.mean(rows.reshape(-1, group, rows.shape[1]), axis=1)
     number = means.shape[0]

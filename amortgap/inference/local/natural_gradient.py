@@ -1,11 +1,11 @@
 """Natural-gradient ascent of the ELBO for the mean field normal family, one datum at a time, after a warm-up by Adam.
 
-The state is a mean and a diagonal precision, the natural home of this family. Every step draws one antithetic pair
-`z = mean +- delta`, which makes the gradient of the mean exact on a quadratic, and corrects the precision only by what
-the pair reveals beyond the curvature believed so far, so that a posterior without correlations leaves no noise at all.
-The update `s (1 + c + c^2 / 2)` of the precision stays positive for every step size.
+The state is a mean and a diagonal precision. Every step draws one antithetic pair `z = mean +- delta`, so the gradient
+of the mean is exact on a quadratic. The pair corrects the precision by the residual of the current curvature alone, so
+a normal posterior without correlations leaves no noise at all. The update `s (1 + c + c^2 / 2)` of the precision stays
+positive for every step size.
 
-The step `mean <- mean - r g / s` is a Jacobi iteration: strongly correlated posteriors need `curvature.newton`.
+The step `mean <- mean - r g / s` is a Jacobi iteration: strongly correlated posteriors need `newton.newton`.
 
 Sources: Khan and Rue, "The Bayesian learning rule" (2023), sections 1.3 and 4; Lin, Schmidt and Khan, "Handling the
 positive-definite constraint in the Bayesian learning rule" (2020), equation 10, for the positive update.
@@ -14,7 +14,7 @@ positive-definite constraint in the Bayesian learning rule" (2020), equation 10,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ from jaxtyping import Array, Float
 
 from amortgap.inference.training.schedules import cosine
 
+Tree = TypeVar("Tree")
+
 # Largest change of the mean in one step, in units of the current posterior scale, per coordinate on average.
 _MEAN_RADIUS = 1.0
 # Largest relative change of the precision in one step.
 _PRECISION_RADIUS = 0.5
 _MEAN_RATE = 0.3
 _PRECISION_RATE = 0.1
-
-
 _WARMUP_RATE = 0.1
 
 
@@ -40,6 +40,10 @@ class Stages(NamedTuple):
     warm: tuple[Array, Array]
     middle: tuple[Array, Array]
     end: tuple[Array, Array]
+
+
+# Adam's moments, the mean and the logarithm of the scale, and the stages so far.
+_Carry: TypeAlias = tuple[optax.OptState, tuple[Array, Array], Stages]
 
 
 def ascend(
@@ -67,7 +71,7 @@ def ascend(
     first = warmup_steps + (num_steps - warmup_steps) // 4
     adam = optax.scale_by_adam()
 
-    def step(index: Array, carry: tuple[Any, tuple[Array, Array], Stages]) -> tuple[Any, tuple[Array, Array], Stages]:
+    def step(index: Array, carry: _Carry) -> _Carry:
         moments, (mean, log_scale), stages = carry
         factor = jnp.where(
             index < warmup_steps,
@@ -81,15 +85,15 @@ def ascend(
         noise, scale = noises[index], jnp.exp(log_scale)
         up, down = jax.vmap(gradient)(jnp.stack([mean + scale * noise, mean - scale * noise]))
         # Gradients of minus the ELBO, in units of the scale and of its logarithm, the score term left out.
-        slope, surprise = 0.5 * scale * (up + down), (0.5 * scale * (up - down) - noise) * noise
+        slope, residual = 0.5 * scale * (up + down), (0.5 * scale * (up - down) - noise) * noise
 
         move = -_MEAN_RATE * factor * slope
         move = move * jnp.minimum(1.0, _MEAN_RADIUS * mean.size**0.5 / jnp.sqrt(jnp.sum(move**2) + 1e-30))
-        change = jnp.clip(_PRECISION_RATE * factor * surprise, -_PRECISION_RADIUS, _PRECISION_RADIUS)
+        change = jnp.clip(_PRECISION_RATE * factor * residual, -_PRECISION_RADIUS, _PRECISION_RADIUS)
         moved = (mean + scale * move, log_scale - 0.5 * jnp.log1p(change + 0.5 * change**2))
         if warmup_steps:
             (towards_mean, towards_scale), new_moments = cast(
-                "tuple[tuple[Array, Array], Any]", adam.update((slope / scale, surprise), moments)
+                "tuple[tuple[Array, Array], optax.OptState]", adam.update((slope / scale, residual), moments)
             )
             rate = _WARMUP_RATE * factor
             warming = (mean - rate * towards_mean, log_scale - rate * towards_scale)
@@ -109,5 +113,5 @@ def ascend(
     return Stages(*((mean, jnp.exp(log_scale)) for mean, log_scale in stages))
 
 
-def _select(condition: Array, new: Any, old: Any) -> Any:
+def _select(condition: Array, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

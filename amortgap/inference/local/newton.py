@@ -1,9 +1,9 @@
 """Newton's method on the ELBO of a normal family, with the expected Hessian across all dimensions, one datum at a time.
 
-A sweep draws antithetic pairs `z = mean +- L e` whose noises e are orthogonal: d pairs show the gradient in every
-direction, so their differences give the whole of `E_q[H]`, H the Hessian of `-log p(x, z)`, from gradients alone. On a
-quadratic both the mean gradient and the Hessian of one sweep are exact. The same sweep is the step of the optimiser
-for strongly correlated posteriors and the sample behind the certificate of an optimum.
+A frame is d antithetic pairs `z = mean +- L e` with orthogonal noises e. It shows the gradient in every direction, so
+the differences within its pairs estimate the whole of `E_q[H]`, H the Hessian of `-log p(x, z)`, from gradients alone.
+On a quadratic both the mean gradient and the Hessian of one frame are exact. Frames are the steps of the optimiser for
+strongly correlated posteriors and the sample behind the certificate of an optimum.
 
 Sources: Bonnet (1964) and Price (1958) for `E_q[H] = E_q[grad(z) (z - mean)'] S^-1`; Opper and Archambeau, "The
 variational Gaussian approximation revisited" (2009), for the fixed point `precision = E_q[H]` (its diagonal in mean
@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 
-class Sweep(NamedTuple):
-    """What antithetic pairs with orthogonal noise reveal around a normal, in units in which its covariance is one.
+class CurvatureSample(NamedTuple):
+    """Values and gradients at antithetic pairs with orthogonal noise, in units in which the normal's covariance is one.
 
     Attributes:
       values: `log p(x, z) + |e|^2 / 2`, mean of each pair, [pairs]; draws of the ELBO but for the constants of q.
@@ -39,7 +40,7 @@ class Sweep(NamedTuple):
     finite: Bool[Array, " pairs"]
 
 
-def normal_noise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def normal_noise(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return standard normal draws; one flat call compiles five times as fast as one of several axes."""
     return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
@@ -50,27 +51,27 @@ def divisor_up_to(count: int, most: int) -> int:
 
 
 def _orthogonalise(normals: Float[Array, "pairs d"]) -> Float[Array, "pairs d"]:
-    """Return the normal vectors made orthogonal in groups of d; each is a standard normal draw as before."""
+    """Return the normal vectors made orthogonal in frames of d; each is a standard normal draw as before."""
     d = normals.shape[1]
-    groups = normals.reshape(-1, d, d)
+    frames = normals.reshape(-1, d, d)
     # Length and direction of a normal vector are independent, so a new direction may keep the old length.
-    lengths = jnp.sqrt(jnp.sum(groups**2, axis=2, keepdims=True))
-    directions = jnp.linalg.qr(jnp.swapaxes(groups, 1, 2))[0]
+    lengths = jnp.sqrt(jnp.sum(frames**2, axis=2, keepdims=True))
+    directions = jnp.linalg.qr(jnp.swapaxes(frames, 1, 2))[0]
     return (lengths * jnp.swapaxes(directions, 1, 2)).reshape(normals.shape)
 
 
-def look_around(
+def antithetic_curvature(
     normals: Float[Array, "pairs d"],
     log_joint: Callable[[Array], Array],
     mean: Float[Array, " d"],
     root: Array,
     *,
     pairs_at_once: int = 1,
-) -> Sweep:
-    """Return what sweeps of d antithetic pairs around `N(mean, root root')` reveal, two gradients a pair.
+) -> CurvatureSample:
+    """Return values and gradients at frames of d antithetic pairs around `N(mean, root root')`, two gradients a pair.
 
     Args:
-      normals: standard normal draws, d for each sweep, before they are made orthogonal.
+      normals: standard normal draws, d for each frame, before they are made orthogonal.
       log_joint: `log p(x, z)` as a function of z [d].
       mean, root: of the normal; `root` is any square root of its covariance, or the vector of scales of a diagonal one.
       pairs_at_once: pairs evaluated together, at most.
@@ -90,32 +91,32 @@ def look_around(
     values, slopes, differences = jax.lax.map(pair, noises, batch_size=together)
     finite = jnp.isfinite(values) & jnp.all(jnp.isfinite(slopes), axis=1) & jnp.all(jnp.isfinite(differences), axis=1)
     row = finite[:, None]
-    return Sweep(
+    return CurvatureSample(
         jnp.where(finite, values, 0), jnp.where(row, slopes, 0), jnp.where(row, differences, 0), noises, finite
     )
 
 
-def curvature_change(sweep: Sweep, believed: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """Return the whitened expected Hessian minus the one believed so far, estimated without noise on a quadratic.
+def curvature_change(sample: CurvatureSample, curvature: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Return the whitened expected Hessian minus the current estimate of it, without noise on a quadratic.
 
     Formula: `C = (d / K) sum_k (u_k - B e_k) e_k' / |e_k|^2`, then `C + (1 / K) sum_k (u_k - (B + C) e_k) e_k'`, made
-    symmetric, u_k the difference of pair k; the first term is exact on a quadratic, the second has the weights that
-    are unbiased off one.
+    symmetric, with B the current estimate and u_k the difference of pair k. The first term is exact on a quadratic; the
+    weights of the second are unbiased off one.
     """
-    count = num_finite(sweep)
-    squares = jnp.sum(sweep.noises**2, axis=1, keepdims=True)
-    keep = sweep.finite[:, None]
-    surprise = jnp.where(keep, sweep.differences - sweep.noises @ believed, 0)
-    first = (believed.shape[0] / count) * (surprise / squares).T @ sweep.noises
+    count = num_finite(sample)
+    squares = jnp.sum(sample.noises**2, axis=1, keepdims=True)
+    keep = sample.finite[:, None]
+    residual = jnp.where(keep, sample.differences - sample.noises @ curvature, 0)
+    first = (curvature.shape[0] / count) * (residual / squares).T @ sample.noises
     first = 0.5 * (first + first.T)
-    rest = jnp.where(keep, surprise - sweep.noises @ first, 0)
-    second = rest.T @ sweep.noises / count
+    rest = jnp.where(keep, residual - sample.noises @ first, 0)
+    second = rest.T @ sample.noises / count
     return first + 0.5 * (second + second.T)
 
 
-def num_finite(sweep: Sweep) -> Float[Array, ""]:
+def num_finite(sample: CurvatureSample) -> Float[Array, ""]:
     """Return the number of finite pairs, at least one."""
-    return jnp.maximum(jnp.sum(sweep.finite), 1).astype(sweep.values.dtype)
+    return jnp.maximum(jnp.sum(sample.finite), 1).astype(sample.values.dtype)
 
 
 def log_det(root: Array) -> Float[Array, ""]:
@@ -123,15 +124,15 @@ def log_det(root: Array) -> Float[Array, ""]:
     return jnp.sum(jnp.log(jnp.abs(root))) if root.ndim == 1 else jnp.linalg.slogdet(root)[1]
 
 
-class _Point(NamedTuple):
-    """A normal and what the sweep around it showed.
+class _Iterate(NamedTuple):
+    """A normal with the gradient, curvature and ELBO estimated around it.
 
     Attributes:
-      mean, root: as in `look_around`.
+      mean, root: as in `antithetic_curvature`.
       slope: whitened mean gradient, [d].
-      curvature: expected Hessian averaged over sweeps, [d, d]; in the coordinates of z for a diagonal root, whitened
+      curvature: expected Hessian averaged over frames, [d, d]; in the coordinates of z for a diagonal root, whitened
         for a full one.
-      value, standard_error: the ELBO, estimated by the sweep.
+      value, standard_error: the ELBO but for a constant.
     """
 
     mean: Array
@@ -147,7 +148,7 @@ class _Point(NamedTuple):
 _FLOOR = 0.25
 
 
-def _propose(point: _Point, scale: Array, rate: Array) -> tuple[Array, Array]:
+def _propose(point: _Iterate, scale: Array, rate: Array) -> tuple[Array, Array]:
     """Return mean and root after a Newton step of the mean and the precision moved to the curvature."""
     if point.root.ndim == 1:
         whitened = point.root[:, None] * point.curvature * point.root[None, :]
@@ -170,52 +171,52 @@ def newton(
     mean: Float[Array, " d"],
     root: Array,
     *,
-    num_steps: Any,
-    num_sweeps: int,
-    settle: Any = None,
+    num_steps: int | Array,
+    num_frames: int,
+    burn_in: int | Array | None = None,
     pairs_at_once: int = 1,
 ) -> tuple[tuple[Float[Array, " d"], Array], tuple[Float[Array, " d"], Array]]:
     """Return mean and covariance root half way and after `num_steps` Newton steps on the ELBO.
 
     Formula: `mean <- mean - r B^-1 E[g]`, `precision <- B` (full rank) or `diag B` (mean field), B the expected
-    Hessian. In the first third of the steps r is one and B is what the last sweep showed; later r falls as 1 / n and
-    B averages over n sweeps. A step after which the ELBO is significantly lower is taken back and tried shorter.
+    Hessian. In the first third of the steps r is one and B is the estimate of the last frames; later r falls as 1 / n
+    and B averages over n estimates. A step after which the ELBO is significantly lower is undone and shortened.
 
     Args:
       key: typed key of the noise.
-      log_joint, mean, root, pairs_at_once: as in `look_around`; the kind of `root` selects the family.
+      log_joint, mean, root, pairs_at_once: as in `antithetic_curvature`; the kind of `root` selects the family.
       num_steps: number of steps, which may be traced.
-      num_sweeps: sweeps before every step, `2 d` gradients each.
-      settle: steps before averaging begins, a third by default. If -w, the given covariance counts as w earlier sweeps,
-        which is what a rough posterior needs, where a single sweep may show no positive curvature at all.
+      num_frames: frames before every step, `2 d` gradients each.
+      burn_in: steps before averaging begins, a third by default. If -w, the given covariance counts as w earlier
+        estimates, as rough posteriors need, on which a single estimate may be indefinite.
     """
     diagonal = root.ndim == 1
-    settle = jnp.maximum(num_steps // 3, 2) if settle is None else settle
+    burn_in = jnp.maximum(num_steps // 3, 2) if burn_in is None else burn_in
     half = (num_steps + 1) // 2
 
     def share(accepted: Array) -> Array:
-        return 1.0 / jnp.maximum(accepted - settle + 1, 1).astype(mean.dtype)
+        return 1.0 / jnp.maximum(accepted - burn_in + 1, 1).astype(mean.dtype)
 
     def step(index: Array, carry: tuple) -> tuple:
         held, (mean, root), middle, scale, accepted = carry
-        normals = normal_noise(jax.random.fold_in(key, index), (num_sweeps * mean.size, mean.size), mean.dtype)
-        sweep = look_around(normals, log_joint, mean, root, pairs_at_once=pairs_at_once)
-        count = num_finite(sweep)
-        average = jnp.sum(sweep.values) / count
+        normals = normal_noise(jax.random.fold_in(key, index), (num_frames * mean.size, mean.size), mean.dtype)
+        sample = antithetic_curvature(normals, log_joint, mean, root, pairs_at_once=pairs_at_once)
+        count = num_finite(sample)
+        average = jnp.sum(sample.values) / count
         value = average + log_det(root)
-        deviation = jnp.where(sweep.finite, sweep.values - average, 0)
+        deviation = jnp.where(sample.finite, sample.values - average, 0)
         error = jnp.sqrt(jnp.sum(deviation**2) / count / jnp.maximum(count - 1, 1))
         if diagonal:
-            believed = root[:, None] * held.curvature * root[None, :]
-            curvature = held.curvature + share(accepted) * curvature_change(sweep, believed) / jnp.outer(root, root)
+            whitened = root[:, None] * held.curvature * root[None, :]
+            curvature = held.curvature + share(accepted) * curvature_change(sample, whitened) / jnp.outer(root, root)
         else:
-            believed = jnp.eye(mean.size, dtype=mean.dtype)
-            curvature = believed + share(accepted) * curvature_change(sweep, believed)
-        here = _Point(mean, root, jnp.sum(sweep.slopes, axis=0) / count, curvature, value, error)
-        usable = (2 * count > sweep.finite.size) & jnp.isfinite(value) & jnp.all(jnp.isfinite(curvature))
+            whitened = jnp.eye(mean.size, dtype=mean.dtype)
+            curvature = whitened + share(accepted) * curvature_change(sample, whitened)
+        current = _Iterate(mean, root, jnp.sum(sample.slopes, axis=0) / count, curvature, value, error)
+        usable = (2 * count > sample.finite.size) & jnp.isfinite(value) & jnp.all(jnp.isfinite(curvature))
         worse = value < held.value - 3 * jnp.sqrt(error**2 + held.standard_error**2)
         good = usable & ((accepted == 0) | ~worse)
-        held = jax.tree.map(lambda new, old: jnp.where(good, new, old), here, held)
+        held = jax.tree.map(lambda new, old: jnp.where(good, new, old), current, held)
         scale = jnp.where(good, jnp.minimum(2 * scale, 1.0), 0.25 * scale)
         accepted = accepted + good
         proposed = _propose(held, scale, share(accepted))
@@ -223,9 +224,9 @@ def newton(
         return held, proposed, middle, scale, accepted
 
     zero = jnp.zeros((), mean.dtype)
-    belief = jnp.diag(root**-2) if diagonal else jnp.eye(mean.size, dtype=mean.dtype)
+    precision = jnp.diag(root**-2) if diagonal else jnp.eye(mean.size, dtype=mean.dtype)
     start = (mean, root)
-    held = _Point(mean, root, jnp.zeros_like(mean), belief, zero, zero)
+    held = _Iterate(mean, root, jnp.zeros_like(mean), precision, zero, zero)
     carry = (held, start, start, jnp.ones((), mean.dtype), jnp.asarray(0))
     _, end, middle, _, _ = jax.lax.fori_loop(0, num_steps, step, carry)
     return middle, end

@@ -1,38 +1,50 @@
-"""Which stage of a run of local VI is kept, judged on draws that the run has not seen."""
+"""Which stage of a run of local VI is kept, compared on draws that the run has not seen."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap.inference.local.certificate import Certificate, certify
-from amortgap.inference.local.newton import divisor_up_to, log_det, look_around
-from amortgap.protocols import is_diagonal
+from amortgap.inference.local.newton import antithetic_curvature, divisor_up_to, log_det
+from amortgap.inference.local.records import Problem
+from amortgap.objectives import log_weight
+from amortgap.protocols import Normal, is_diagonal
 
 
-class Judged(NamedTuple):
-    """The kept stage of a run, its ELBO on fresh draws, and what it misses; the fields are those of `LocalFit`."""
+class SelectedFit(NamedTuple):
+    """The kept stage of a run.
+
+    Attributes:
+      phi: its variational parameters, [size].
+      elbo, standard_error: its ELBO on fresh draws, in nats.
+      start_elbo: ELBO of the start, by the common draws of all stages relative to `elbo`.
+      horizon_gain, horizon_error: nats gained over the first horizon, with their standard error.
+      certificate: nats that it still misses.
+    """
 
     phi: Array
-    value: Array
+    elbo: Array
     standard_error: Array
-    start_value: Array
+    start_elbo: Array
     horizon_gain: Array
     horizon_error: Array
     certificate: Certificate
 
 
-class _Choice(NamedTuple):
-    """The stage of a run to be kept, as an index, and what it gained, in nats.
+class Choice(NamedTuple):
+    """The stage of a run to be kept, as an index, and its gains in nats.
 
     Attributes:
       index: into start, warm-up or previous fit (if there was one), first horizon, end.
-      gain: of the kept one over the first horizon, with its standard error.
-      over_start: of the kept one over the start; never negative unless all are NaN.
+      gain, gain_error: of the kept stage over the first horizon, with its standard error.
+      over_start: of the kept stage over the start; never negative unless all are NaN.
     """
 
     index: Array
@@ -41,13 +53,13 @@ class _Choice(NamedTuple):
     over_start: Array
 
 
-def mean_and_root(family: Any, phi: Array) -> tuple[Array, Array]:
+def mean_and_root(family: Normal, phi: Array) -> tuple[Array, Array]:
     """Return the mean and the root of the covariance: scales in mean field, lower triangular in full rank."""
     mean, scale_tril = family.moments(phi)
     return mean, jnp.diag(scale_tril) if is_diagonal(family) else scale_tril
 
 
-def pack(family: Any, mean: Array, root: Array) -> Array:
+def pack(family: Normal, mean: Array, root: Array) -> Array:
     """Return the phi of the normal with this mean and root of the covariance, the inverse of `mean_and_root`."""
     if root.ndim == 1:
         return family.from_moments(mean, jnp.diag(root))
@@ -56,60 +68,74 @@ def pack(family: Any, mean: Array, root: Array) -> Array:
     return family.from_moments(mean, lower * jnp.sign(jnp.diag(lower))[None, :])
 
 
-def choose(values: Float[Array, "stages draws"]) -> _Choice:
+def choose(values: Float[Array, "stages draws"]) -> Choice:
     """Return which stage is kept on common draws: the last, unless an earlier one is better beyond chance."""
     averages = jnp.mean(values, axis=1)
-
-    def error(difference: Array) -> Array:
-        return jnp.std(difference, axis=-1, ddof=min(1, values.shape[1] - 1)) / jnp.sqrt(float(values.shape[1]))
-
     # The start wins every tie, NaN included.
-    clear = jnp.isfinite(averages) & ~(averages - averages[-1] <= 2 * error(values - values[-1][None, :]))
+    difference = averages - averages[-1]
+    clear = jnp.isfinite(averages) & ~(difference <= 2 * _error_of_mean(values - values[-1][None, :]))
     index = jnp.where(clear.any(), jnp.argmax(jnp.where(clear, averages, -jnp.inf)), averages.size - 1)
     index = jnp.where(averages[index] > averages[0], index, 0)
     gain, over_start = averages[index] - averages[-2], averages[index] - averages[0]
-    return _Choice(index, gain, error(values[index] - values[-2]), over_start)
+    return Choice(index, gain, _error_of_mean(values[index] - values[-2]), over_start)
 
 
-def judge(
+def select(
+    phis: Float[Array, "stages size"],
+    values: Float[Array, "stages draws"],
+    evaluate: Callable[[Array, Choice], tuple[Array, Certificate]],
+) -> SelectedFit:
+    """Return the best stage with its ELBO and its certificate.
+
+    Args:
+      phis: the start, further stages, the first horizon and the end.
+      values: draws of the ELBO of every stage, common to all stages.
+      evaluate: function of the kept phi and the choice that returns fresh draws of its ELBO, and its certificate.
+    """
+    choice = choose(values)
+    phi = phis[choice.index]
+    draws, certificate = evaluate(phi, choice)
+    elbo = jnp.mean(draws)
+    return SelectedFit(
+        phi=phi,
+        elbo=elbo,
+        standard_error=_error_of_mean(draws),
+        start_elbo=elbo - choice.over_start,
+        horizon_gain=choice.gain,
+        horizon_error=choice.gain_error,
+        certificate=certificate,
+    )
+
+
+def select_normal(
     choice_noise: Float[Array, "draws d"],
-    sweep_noise: Float[Array, "pairs d"],
-    x: Any,
+    sample_noise: Float[Array, "pairs d"],
+    problem: Problem,
     start: Array,
-    runs: Any,
-    model: Any,
-    family: Any,
-    pairs_at_once: int,
-) -> Judged:
-    """Keep the best stage of a run of a normal family on common draws; judge it and what it misses on others."""
+    runs: list[tuple[Array, Array]],
+) -> SelectedFit:
+    """Return the best of the start and the stages `runs` (mean and root) of a normal family, with its certificate."""
+    family, together = problem.normal, problem.pairs_at_once
     phis = jnp.stack([start, *[pack(family, *run) for run in runs]])
 
     def values(phi: Array) -> Array:
         def pair(noise: Array) -> Array:
             points = jax.vmap(lambda e: family.transform(e, phi))(jnp.stack([noise, -noise]))
-            return jnp.mean(jax.vmap(lambda z: model.log_joint(z, x) - family.log_prob(z, phi))(points))
+            weigh = partial(log_weight, x=problem.x, phi=phi, model=problem.model, family=family)
+            return jnp.mean(jax.vmap(weigh)(points))
 
-        return jax.lax.map(pair, choice_noise, batch_size=divisor_up_to(choice_noise.shape[0], pairs_at_once))
+        return jax.lax.map(pair, choice_noise, batch_size=divisor_up_to(choice_noise.shape[0], together))
 
-    choice = choose(jax.lax.map(values, phis))
-    phi = phis[choice.index]
-    mean, root = mean_and_root(family, phi)
-    sweep = look_around(sweep_noise, lambda z: model.log_joint(z, x), mean, root, pairs_at_once=pairs_at_once)
-    draws = sweep.values + (0.5 * family.latent_dim * math.log(2 * math.pi) + log_det(root))
-    draws = jnp.where(sweep.finite, draws, jnp.nan)
-    certificate = certify(sweep, mean_field=is_diagonal(family))
-    return verdict(phi, draws, choice, certificate)
+    def evaluate(phi: Array, _: Choice) -> tuple[Array, Certificate]:
+        mean, root = mean_and_root(family, phi)
+        sample = antithetic_curvature(sample_noise, problem.log_joint, mean, root, pairs_at_once=together)
+        draws = sample.values + (0.5 * family.latent_dim * math.log(2 * math.pi) + log_det(root))
+        return jnp.where(sample.finite, draws, jnp.nan), certify(sample, mean_field=is_diagonal(family))
+
+    return select(phis, jax.lax.map(values, phis), evaluate)
 
 
-def verdict(phi: Array, draws: Array, choice: _Choice, certificate: Certificate) -> Judged:
-    """Return the kept phi with its ELBO on fresh draws."""
-    value = jnp.mean(draws)
-    return Judged(
-        phi=phi,
-        value=value,
-        standard_error=jnp.std(draws, ddof=min(1, draws.size - 1)) / jnp.sqrt(float(draws.size)),
-        start_value=value - choice.over_start,
-        horizon_gain=choice.gain,
-        horizon_error=choice.gain_error,
-        certificate=certificate,
-    )
+def _error_of_mean(draws: Float[Array, "*rows draws"]) -> Float[Array, "*rows"]:
+    """Return the standard error of the mean over the last axis."""
+    count = draws.shape[-1]
+    return jnp.std(draws, axis=-1, ddof=min(1, count - 1)) / jnp.sqrt(float(count))

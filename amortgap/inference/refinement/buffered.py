@@ -1,25 +1,26 @@
-"""Buffered stochastic VI: every proposal met on the way to the refined one takes part in the bound."""
+"""Buffered stochastic VI: all proposals along a refinement take part in the bound."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_datum, check_key, check_phi
+from amortgap._internal.compiled import compiled_once
 from amortgap.inference.refinement.refine import check_steps, in_metric, transformation
-from amortgap.protocols import HasDensity
+from amortgap.objectives import log_mean_exp, log_weight
+from amortgap.protocols import Datum, Family, HasDensity, Model
 
 
 def buffered_bound(
     key: jax.Array,
     phi: Float[Array, " size"],
-    x: Any,
+    x: Datum,
     *,
-    model: Any,
-    family: Any,
+    model: Model,
+    family: Family,
     num_steps: int,
     learning_rate: float = 0.1,
     optimizer: str = "sgd",
@@ -39,8 +40,8 @@ def buffered_bound(
       learning_rate, optimizer: of the steps, as in `refine`.
 
     Returns:
-      A scalar in nats. Single draws make rough gradients: rates that suit `refine` are too long here, and proposals
-      that run off carry no weight.
+      A scalar in nats. Gradients of single draws are noisy: rates that suit `refine` are too large here, and proposals
+      far from the posterior carry no weight.
 
     Raises:
       ValueError: bad key, sizes or settings.
@@ -52,19 +53,34 @@ def buffered_bound(
     check_steps(model, family, steps=num_steps, rate=learning_rate, draws=1, optimizer=optimizer)
     check_phi(phi, family)
     x = check_datum(x, model)
+    return _buffered_bound(key, phi, x, model, family, learning_rate, num_steps=num_steps, optimizer=optimizer)
+
+
+@compiled_once("num_steps", "optimizer")
+def _buffered_bound(
+    key: jax.Array,
+    phi: Array,
+    x: Datum,
+    model: Model,
+    family: Family,
+    learning_rate: float | Array,
+    *,
+    num_steps: int,
+    optimizer: str,
+) -> Float[Array, ""]:
     change = transformation(optimizer)
 
-    def log_weight(phi: Array, density: Array, draw_key: jax.Array) -> tuple[Array, Array]:
-        # The slope sticks the landing, and is right when it is differentiated itself: nothing in it is stopped.
+    def weights(phi: Array, density_phi: Array, draw_key: jax.Array) -> tuple[Array, Array]:
+        # The slope sticks the landing by a density at its own argument: with nothing stopped, its derivative is right.
         z, log_q = family.sample_and_log_prob(draw_key, phi)
-        log_joint = model.log_joint(z, x)
-        if isinstance(family, HasDensity):
-            return log_joint - family.log_prob(z, density), log_joint - log_q
-        return log_joint - log_q, log_joint - log_q
+        climbed = log_weight(
+            z, x, density_phi, model=model, family=family, log_q=None if isinstance(family, HasDensity) else log_q
+        )
+        return climbed, log_weight(z, x, phi, model=model, family=family, log_q=log_q)
 
-    def step(carry: tuple[Array, Any], draw_key: jax.Array) -> tuple[tuple[Array, Any], Array]:
+    def step(carry: tuple[Array, optax.OptState], draw_key: jax.Array) -> tuple[tuple, Array]:
         phi, state = carry
-        gradient, log_w = jax.grad(log_weight, has_aux=True)(phi, phi, draw_key)
+        gradient, log_w = jax.grad(weights, has_aux=True)(phi, phi, draw_key)
         update, new_state = change.update(in_metric(optimizer, family, phi, gradient), state, phi)
         new = phi + learning_rate * jnp.asarray(update)
         good = jnp.isfinite(new).all() & jnp.isfinite(log_w)
@@ -73,4 +89,4 @@ def buffered_bound(
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, new_state), carry), log_w
 
     _, log_weights = jax.lax.scan(step, (phi, change.init(phi)), jax.random.split(key, num_steps + 1))
-    return jax.scipy.special.logsumexp(log_weights) - jnp.log(float(num_steps + 1))
+    return log_mean_exp(log_weights)

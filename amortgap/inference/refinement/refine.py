@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from amortgap._internal.checks import (
     check_positive,
     check_sizes,
 )
+from amortgap._internal.compiled import compiled_once
 from amortgap.objectives import cubature_elbo, elbo_draws
 from amortgap.protocols import Datum, Enumerable, Family, HasDensity, Model, Reparameterised, is_diagonal
 
@@ -25,7 +26,7 @@ OPTIMIZERS = ("sgd", "adam", "natural")
 
 
 class Refinement(NamedTuple):
-    """What K refinement steps made of variational parameters.
+    """Variational parameters along K refinement steps.
 
     Attributes:
       phi: after the last step, [size].
@@ -42,13 +43,13 @@ def check_steps(
     model: Model,
     family: Family,
     *,
-    steps: Any,
-    rate: Any,
-    draws: Any,
+    steps: int,
+    rate: float,
+    draws: int,
     optimizer: str,
     names: tuple[str, str, str, str] = ("num_steps", "learning_rate", "num_samples", "optimizer"),
 ) -> None:
-    """Refuse settings of refinement that cannot be run; `names` are what the caller's user knows them by."""
+    """Refuse settings of refinement that cannot be run; `names` are the caller's names of the arguments."""
     check_sizes(model, family)
     check_count(names[0], steps, minimum=0)
     check_positive(names[1], rate)
@@ -91,7 +92,7 @@ def climbed_elbo(
     return jax.value_and_grad(along_draws)(phi, phi)
 
 
-def transformation(optimizer: str) -> Any:
+def transformation(optimizer: str) -> optax.GradientTransformation:
     """Return the optax transformation from a gradient of the ELBO to a step of rate one."""
     if optimizer == "adam":
         # Differentiable where a gradient is zero, unlike a plain square root.
@@ -122,7 +123,8 @@ def refine(
 ) -> Refinement:
     """Ascend the ELBO of one datum from `phi` for a fixed number of steps; differentiable through all of them.
 
-    Formula: `phi_{k+1} = phi_k + rate * step(grad ELBO(phi_k; x))`, k = 0..K-1.
+    Formula: `phi_{k+1} = phi_k + rate * step(grad ELBO(phi_k; x))`, k = 0..K-1. The function is compiled once: other
+    keys, starts, data, weights and rates of the same shapes reuse the program.
 
     Args:
       key: typed key.
@@ -147,9 +149,27 @@ def refine(
     check_steps(model, family, steps=num_steps, rate=learning_rate, draws=num_samples, optimizer=optimizer)
     check_phi(phi, family)
     x = check_datum(x, model)
+    return _refine(
+        key, phi, x, model, family, learning_rate, num_steps=num_steps, num_samples=num_samples, optimizer=optimizer
+    )
+
+
+@compiled_once("num_steps", "num_samples", "optimizer")
+def _refine(
+    key: jax.Array,
+    phi: Array,
+    x: Datum,
+    model: Model,
+    family: Family,
+    learning_rate: float | Array,
+    *,
+    num_steps: int,
+    num_samples: int,
+    optimizer: str,
+) -> Refinement:
     change = transformation(optimizer)
 
-    def step(carry: tuple[Array, Any], step_key: jax.Array) -> tuple[tuple[Array, Any], tuple[Array, Array]]:
+    def step(carry: tuple[Array, optax.OptState], step_key: jax.Array) -> tuple[tuple, tuple[Array, Array]]:
         phi, state = carry
         elbo_here, gradient = climbed_elbo(step_key, phi, x, model, family, num_samples)
         gradient = in_metric(optimizer, family, phi, gradient)

@@ -12,7 +12,7 @@ from scipy import optimize
 
 import amortgap as ag
 from amortgap.inference.local import adam as by_adam
-from amortgap.inference.local import ascent, local_vi, newton
+from amortgap.inference.local import ascent, batches, newton, records
 
 RNG = np.random.default_rng(0)
 
@@ -98,12 +98,12 @@ SHIFTS = jnp.linspace(0.5, 3, 11)[:, None]
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_what_fills_up_a_batch_of_reruns_counts_once(monkeypatch, key, passes):
+def test_data_that_fill_up_a_batch_of_reruns_count_once(monkeypatch, key, passes):
     """Forty data that all need as many reruns: a batch holds 32, and the second is filled up with the first data."""
 
     def fit(count, n):
         zeros = jnp.zeros(n)
-        return ascent.LocalFit(
+        return records.LocalFit(
             phi=jnp.zeros((n, PAIR.size)),
             elbo=zeros,
             standard_error=zeros,
@@ -117,16 +117,21 @@ def test_what_fills_up_a_batch_of_reruns_counts_once(monkeypatch, key, passes):
         )
 
     def first(key, model, encoder, rows, *rest):
-        return ascent.Work(fit(jnp.zeros(rows.size, int), rows.size), jnp.zeros((rows.size, PAIR.size)))
+        return records.FitState(fit(jnp.zeros(rows.size, int), rows.size), jnp.zeros((rows.size, PAIR.size)))
 
-    def again(key, model, rows, xs, work, *rest, **how):
-        return ascent.Work(fit(jnp.asarray(work.fit.num_steps) + 1, rows.size), jnp.asarray(work.start))
+    def again(key, model, rows, xs, states, *rest):
+        return records.FitState(fit(jnp.asarray(states.fit.num_steps) + 1, rows.size), jnp.asarray(states.start))
 
-    monkeypatch.setattr(local_vi, "_first_chunk", first)
-    monkeypatch.setattr(local_vi, "_again_chunk", again)
+    monkeypatch.setattr(batches, "_fit_chunk", first)
+    monkeypatch.setattr(batches, "_rerun_batch", again)
     found = ag.fit_local(key, jnp.ones((40, 1)), model=SMALL, family=PAIR, max_reruns=3)
     assert np.asarray(found.num_steps).tolist() == [passes] * 40
     assert np.asarray(found.converged).all()
+
+
+def problem(family=PAIR, *, pairs_at_once=4, **changed):
+    given = {"num_steps": 4, "warmup_steps": 2, "num_samples": 4, "tolerance": 0.1, "max_reruns": 1, **changed}
+    return records.Problem(SHIFTS[0], SMALL, family, records.settings_for(family, **given), pairs_at_once)
 
 
 def test_adam_warms_up_in_the_first_run_only(monkeypatch, key):
@@ -137,60 +142,52 @@ def test_adam_warms_up_in_the_first_run_only(monkeypatch, key):
         return phi, num_steps
 
     monkeypatch.setattr(by_adam, "adam", adam)
-    settings = ascent.settings_for(
-        PAIR, method="adam", num_steps=4, warmup_steps=2, num_samples=4, tolerance=0.1, max_reruns=1, has_init=False
-    )
-    work = ascent.first_fit(key, SHIFTS[0], None, SMALL, PAIR, settings, pairs_at_once=4)
+    small = problem(method="adam")
+    state = ascent.fit(key, small, None)
     assert rates == [1e-1, 3e-2, 1e-2]
-    ascent.fit_again(key, 0, SHIFTS[0], work, SMALL, PAIR, settings, rough=False, pairs_at_once=4)
+    ascent.rerun(key, 0, small, state, many_draws=False)
     assert rates[3:] == [3e-2, 1e-2]
 
 
 def test_a_fit_and_its_reruns_never_draw_the_same_noise(monkeypatch, key):
-    """The judge of a rerun must not see what a step of the first fit has seen."""
+    """The certificate of a rerun must not use noise that a step of the first fit has used."""
     seen, original = [], newton.normal_noise
 
     def watched(noise_key, shape, dtype):
         jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(noise_key))
         return original(noise_key, shape, dtype)
 
-    for module in (curvature, one_datum):
+    for module in (newton, ascent):
         monkeypatch.setattr(module, "normal_noise", watched)
-    monkeypatch.setattr(ascent, "_NEWTON_GRADIENTS", 1)
-    family = ag.families.FullRankNormal(2)
-    settings = ascent.settings_for(
-        family, method="newton", num_steps=4, warmup_steps=2, num_samples=4, tolerance=0.1, max_reruns=2, has_init=False
-    )
-    work = ascent.first_fit(key, SHIFTS[0], None, SMALL, family, settings, pairs_at_once=64)
+    monkeypatch.setattr(records, "_NEWTON_GRADIENTS", 1)
+    small = problem(ag.families.FullRankNormal(2), pairs_at_once=64, method="newton")
+    state = ascent.fit(key, small, None)
     for number in (0, 1):
-        work = ascent.fit_again(key, number, SHIFTS[0], work, SMALL, family, settings, rough=False, pairs_at_once=64)
-    jax.block_until_ready(work)
+        state = ascent.rerun(key, number, small, state, many_draws=False)
+    jax.block_until_ready(state)
     jax.effects_barrier()
     assert len(seen) == len(set(seen)) > 12
 
 
-def test_climbing_choosing_and_judging_have_noise_of_their_own(monkeypatch, key):
-    seen, ascend, judge = {}, ascent.ascend, ascent.judge
+def test_climbing_choosing_and_certifying_have_noise_of_their_own(monkeypatch, key):
+    seen, ascend, select = {}, ascent.ascend, ascent.select_normal
 
     def watched_ascend(climb, *rest, **options):
         seen["climb"] = climb
         return ascend(climb, *rest, **options)
 
-    def watched_judge(choice, sweeps, *rest):
-        seen["choice"], seen["sweeps"] = choice, sweeps
-        return judge(choice, sweeps, *rest)
+    def watched_select(choice, sample, *rest):
+        seen["choice"], seen["sample"] = choice, sample
+        return select(choice, sample, *rest)
 
     monkeypatch.setattr(ascent, "ascend", watched_ascend)
-    monkeypatch.setattr(ascent, "judge", watched_judge)
-    settings = ascent.settings_for(
-        PAIR, method="auto", num_steps=3, warmup_steps=2, num_samples=16, tolerance=0.1, max_reruns=0, has_init=False
-    )
-    ascent.first_fit(key, SHIFTS[0], None, SMALL, PAIR, settings, pairs_at_once=4)
-    assert [len(seen[name]) for name in ("climb", "choice", "sweeps")] == [5, 2, 8]
+    monkeypatch.setattr(ascent, "select_normal", watched_select)
+    ascent.fit(key, problem(method="auto", num_steps=3, num_samples=16), None)
+    assert [len(seen[name]) for name in ("climb", "choice", "sample")] == [5, 2, 8]
     assert len(np.unique(np.concatenate(list(seen.values())), axis=0)) == 15
 
 
-def test_adam_is_judged_on_draws_that_did_not_choose_its_stage(monkeypatch, key):
+def test_the_elbo_of_adam_rests_on_draws_that_did_not_choose_its_stage(monkeypatch, key):
     keys, original = [], by_adam.elbo_draws
 
     def watched(draw_key, *rest, **options):
@@ -198,10 +195,7 @@ def test_adam_is_judged_on_draws_that_did_not_choose_its_stage(monkeypatch, key)
         return original(draw_key, *rest, **options)
 
     monkeypatch.setattr(by_adam, "elbo_draws", watched)
-    settings = ascent.settings_for(
-        PAIR, method="adam", num_steps=2, warmup_steps=0, num_samples=4, tolerance=0.1, max_reruns=0, has_init=False
-    )
-    ascent.first_fit(key, SHIFTS[0], None, SMALL, PAIR, settings, pairs_at_once=4)
+    ascent.fit(key, problem(method="adam", num_steps=2, warmup_steps=0), None)
     choice, value = (jax.random.key_data(one).tolist() for one in keys)
     assert choice != value
 

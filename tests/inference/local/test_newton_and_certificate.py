@@ -1,4 +1,4 @@
-"""Sweeps of orthogonal antithetic pairs and the certificate, against quadratics and closed forms."""
+"""Frames of orthogonal antithetic pairs and the certificate, against quadratics and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 import amortgap as ag
 from amortgap.inference.local.certificate import certify, couplings
-from amortgap.inference.local.newton import curvature_change, look_around, newton, normal_noise
+from amortgap.inference.local.newton import antithetic_curvature, curvature_change, newton, normal_noise
 
 RNG = np.random.default_rng(3)
 D = 4
@@ -21,9 +21,9 @@ def quadratic(z):
     return -0.5 * (z - CENTRE) @ jnp.asarray(HESSIAN, z.dtype) @ (z - CENTRE)
 
 
-def sweep_around(key, mean, root, num_sweeps=2, pairs_at_once=1, log_joint=quadratic):
-    normals = normal_noise(key, (num_sweeps * D, D), jnp.float32)
-    return look_around(
+def sample_around(key, mean, root, num_frames=2, pairs_at_once=1, log_joint=quadratic):
+    normals = normal_noise(key, (num_frames * D, D), jnp.float32)
+    return antithetic_curvature(
         normals, log_joint, jnp.asarray(mean, jnp.float32), jnp.asarray(root, jnp.float32), pairs_at_once=pairs_at_once
     )
 
@@ -35,8 +35,8 @@ def lost(mean, root):
     return 0.5 * (kl + (mean - CENTRE) @ HESSIAN @ (mean - CENTRE))
 
 
-def test_noises_are_orthogonal_within_a_sweep_and_standard_normal(key):
-    noises = sweep_around(key, CENTRE, SCALE, num_sweeps=2000).noises
+def test_noises_are_orthogonal_within_a_frame_and_standard_normal(key):
+    noises = sample_around(key, CENTRE, SCALE, num_frames=2000).noises
     products = jnp.einsum("sij,skj->sik", *[noises.reshape(-1, D, D)] * 2)
     off = products - products * jnp.eye(D)[None]
     np.testing.assert_allclose(off, 0, atol=1e-4)
@@ -47,31 +47,31 @@ def test_noises_are_orthogonal_within_a_sweep_and_standard_normal(key):
     np.testing.assert_allclose(np.cov(noises.T), np.eye(D), atol=5 * (2 / squares.size) ** 0.5)
 
 
-def test_one_sweep_sees_the_whole_of_a_quadratic(key):
+def test_one_frame_is_exact_on_a_quadratic(key):
     for root in (SCALE, ROOT):
         matrix = np.diag(root) if root.ndim == 1 else root
-        sweep = sweep_around(key, CENTRE + 1, root, num_sweeps=1, pairs_at_once=3)
-        curvature = jnp.eye(D) + curvature_change(sweep, jnp.eye(D))
+        sample = sample_around(key, CENTRE + 1, root, num_frames=1, pairs_at_once=3)
+        curvature = jnp.eye(D) + curvature_change(sample, jnp.eye(D))
         np.testing.assert_allclose(curvature, matrix.T @ HESSIAN @ matrix, rtol=1e-3, atol=1e-4)
         slopes = np.broadcast_to(matrix.T @ HESSIAN @ np.ones(D), (D, D))
-        np.testing.assert_allclose(sweep.slopes, slopes, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(sample.slopes, slopes, rtol=1e-3, atol=1e-4)
 
 
 def test_pairs_that_are_not_finite_are_left_out(key):
     def broken(z):
         return jnp.where(z[0] > CENTRE[0] + 0.5, jnp.nan, quadratic(z))
 
-    whole, holed = (sweep_around(key, CENTRE, SCALE, num_sweeps=8, log_joint=f) for f in (quadratic, broken))
+    whole, holed = (sample_around(key, CENTRE, SCALE, num_frames=8, log_joint=f) for f in (quadratic, broken))
     assert 0 < holed.finite.sum() < holed.finite.size
     np.testing.assert_array_equal(holed.slopes[holed.finite], whole.slopes[holed.finite])
-    # Where the belief is right, a missing pair changes nothing.
-    belief = jnp.asarray(np.diag(SCALE) @ HESSIAN @ np.diag(SCALE), jnp.float32)
-    np.testing.assert_allclose(curvature_change(holed, belief), jnp.zeros((D, D)), atol=1e-4)
+    # Where the current estimate is right, a missing pair changes nothing.
+    whitened = jnp.asarray(np.diag(SCALE) @ HESSIAN @ np.diag(SCALE), jnp.float32)
+    np.testing.assert_allclose(curvature_change(holed, whitened), jnp.zeros((D, D)), atol=1e-4)
 
 
 def test_certificate_of_full_rank_is_the_exact_divergence_on_a_normal_posterior(key):
     for shift in (0.0, 0.05, 1.0):
-        certificate = certify(sweep_around(key, CENTRE + shift, ROOT), mean_field=False)
+        certificate = certify(sample_around(key, CENTRE + shift, ROOT), mean_field=False)
         np.testing.assert_allclose(certificate.nats, lost(CENTRE + shift, ROOT), rtol=1e-3)
         assert certificate.standard_error < 1e-3 * certificate.nats
 
@@ -81,7 +81,7 @@ def test_certificate_of_mean_field_counts_correlations_in_the_mean_only(key):
     floor = lost(CENTRE, np.diag(optimum))
     for shift in (0.0, 0.05, 1.0):
         scale = optimum * np.exp(np.array([shift, -shift, 0, 0]))
-        certificate = certify(sweep_around(key, CENTRE + shift, scale), mean_field=True)
+        certificate = certify(sample_around(key, CENTRE + shift, scale), mean_field=True)
         np.testing.assert_allclose(certificate.nats, lost(CENTRE + shift, np.diag(scale)) - floor, rtol=1e-3, atol=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_certificate_needs_most_of_its_pairs(key):
 
     few, most = (
         certify(
-            sweep_around(key, CENTRE, np.eye(D), num_sweeps=20, log_joint=lambda z, bad=bad: broken(z, bad)),
+            sample_around(key, CENTRE, np.eye(D), num_frames=20, log_joint=lambda z, bad=bad: broken(z, bad)),
             mean_field=False,
         )
         for bad in (1.0, 0.1)
@@ -104,7 +104,7 @@ def test_certificate_needs_most_of_its_pairs(key):
 
 
 def test_a_saddle_has_no_certificate(key):
-    certificate = certify(sweep_around(key, CENTRE, SCALE, log_joint=lambda z: -quadratic(z)), mean_field=True)
+    certificate = certify(sample_around(key, CENTRE, SCALE, log_joint=lambda z: -quadratic(z)), mean_field=True)
     assert np.isposinf(certificate.nats)
 
 
@@ -118,8 +118,8 @@ def test_certificate_is_unbiased_where_the_optimum_is_known(key):
 
         def one(key, move=move, grow=grow):
             normals = normal_noise(key, (128, 1), jnp.float32)
-            sweep = look_around(normals, lambda z: model.log_joint(z, x), mean + move, scale * jnp.exp(grow))
-            return certify(sweep, mean_field=True)
+            sample = antithetic_curvature(normals, lambda z: model.log_joint(z, x), mean + move, scale * jnp.exp(grow))
+            return certify(sample, mean_field=True)
 
         certificates = jax.jit(jax.vmap(one))(jax.random.split(key, 2000))
         # Nats lost, exactly: E_q[exp z] in closed form.
@@ -144,7 +144,7 @@ def test_newton_solves_a_quadratic_in_two_steps_however_correlated(key):
         return -0.5 * (z - centre) @ hessian @ (z - centre)
 
     for root in (jnp.ones(6), jnp.eye(6)):
-        _, (mean, root) = newton(key, log_joint, jnp.zeros(6), root, num_steps=3, num_sweeps=2)
+        _, (mean, root) = newton(key, log_joint, jnp.zeros(6), root, num_steps=3, num_frames=2)
         assert 0.5 * (mean - centre) @ hessian @ (mean - centre) < 1e-3
         if root.ndim == 1:
             np.testing.assert_allclose(root**-2, jnp.diag(hessian), rtol=1e-3)
@@ -152,12 +152,12 @@ def test_newton_solves_a_quadratic_in_two_steps_however_correlated(key):
             np.testing.assert_allclose(root.T @ hessian @ root, jnp.eye(6), atol=1e-2)
 
 
-def test_newton_takes_back_a_step_that_overshoots(key):
+def test_newton_undoes_a_step_that_overshoots(key):
     # From far out on a log cosh the curvature is nearly zero, and an unguarded Newton step flies off.
     def log_joint(z):
         return -jnp.sum(jnp.logaddexp(z, -z)) - 0.005 * jnp.sum(z**2)
 
-    _, (mean, root) = newton(key, log_joint, jnp.full(2, 6.0), jnp.full(2, 0.1), num_steps=25, num_sweeps=4)
+    _, (mean, root) = newton(key, log_joint, jnp.full(2, 6.0), jnp.full(2, 0.1), num_steps=25, num_frames=4)
     assert jnp.all(jnp.abs(mean) < 0.3)
     assert jnp.all((root > 0.5) & (root < 3))
 
@@ -186,8 +186,10 @@ def test_couplings_are_the_mixed_second_derivatives_of_the_elbo():
     of_scales = jax.hessian(lambda s: -funnel_elbo(mean, s))(FUNNEL_LOG_SCALE) - 2 * jnp.diag(jnp.diag(curvature))
     found = []
     for seed in range(8):
-        sweep = look_around(jax.random.normal(jax.random.key(seed), (9000, 3)), funnel, mean, scale, pairs_at_once=9000)
-        found.append(couplings(sweep, curvature))
+        sample = antithetic_curvature(
+            jax.random.normal(jax.random.key(seed), (9000, 3)), funnel, mean, scale, pairs_at_once=9000
+        )
+        found.append(couplings(sample, curvature))
     for number, exact in enumerate((scale[:, None] * mixed.T, of_scales)):
         draws = jnp.stack([pair[number] for pair in found])
         error = jnp.std(draws, axis=0, ddof=1) / len(found) ** 0.5
@@ -196,10 +198,10 @@ def test_couplings_are_the_mixed_second_derivatives_of_the_elbo():
         assert jnp.all(jnp.abs(draws.mean(axis=0) - exact) < 6 * error + 1e-4), (draws.mean(axis=0), exact)
     # A correlated normal posterior has none, whatever the draws.
     precision = jnp.array([[2.0, 1.2], [1.2, 1.5]])
-    sweep = look_around(
+    sample = antithetic_curvature(
         jax.random.normal(jax.random.key(9), (8, 2)), lambda z: -0.5 * z @ precision @ z, jnp.ones(2), jnp.ones(2)
     )
-    assert max(float(jnp.max(jnp.abs(part))) for part in couplings(sweep, precision)) < 1e-5
+    assert max(float(jnp.max(jnp.abs(part))) for part in couplings(sample, precision)) < 1e-5
 
 
 @pytest.mark.slow
@@ -222,8 +224,10 @@ def test_certificate_of_a_funnel_is_the_decrement_of_the_joint_hessian():
     mean, scale = phi[:3], jnp.exp(phi[3:])
     found = []
     for seed in range(8):
-        sweep = look_around(jax.random.normal(jax.random.key(seed), (9000, 3)), funnel, mean, scale, pairs_at_once=9000)
-        found.append(certify(sweep, mean_field=True))
+        sample = antithetic_curvature(
+            jax.random.normal(jax.random.key(seed), (9000, 3)), funnel, mean, scale, pairs_at_once=9000
+        )
+        found.append(certify(sample, mean_field=True))
     nats = jnp.stack([certificate.nats for certificate in found])
     # The spread over seeds is under 2 % with both couplings and 11 % without that of the scales among themselves.
     assert jnp.max(jnp.abs(nats / decrement - 1)) < 0.08, (nats, decrement, blocks)

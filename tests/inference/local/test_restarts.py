@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import amortgap as ag
-from amortgap.inference.local.ascent import LocalFit, keep_better
+from amortgap.inference.local.records import LocalFit, keep_better
 
 # Modes many standard deviations apart: the best normal in one of them loses the log of its share. The standard member
 # lies over the greater one but is so wide that an encoder which is right about the lesser one has the larger ELBO.

@@ -1,11 +1,11 @@
-"""Which stage of a run is kept and with what error, by hand."""
+"""The stage of a run that is kept, and its errors, by hand."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from amortgap.inference.local.certificate import Certificate
-from amortgap.inference.local.selection import choose, verdict
+from amortgap.inference.local.selection import choose, select
 
 NOISE = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
 
@@ -43,8 +43,19 @@ def test_what_is_beyond_chance_is_told_by_the_draws_shared_with_the_end():
     assert int(choose(values.at[3].set(values[2] - 0.1)).index) == 2
 
 
-def test_verdict_reports_the_error_of_the_mean_of_its_own_draws():
-    draws = jnp.array([1.0, 3.0, 4.0, 9.0, 0.5])
-    judged = verdict(jnp.zeros(2), draws, choose(stages(0.0, 1.0, 2.0, 3.0)), Certificate(*jnp.zeros(3)))
-    np.testing.assert_allclose(judged.standard_error, np.std(draws, ddof=1) / 5**0.5, rtol=1e-6)
-    np.testing.assert_allclose(judged.start_value, 3.5 - 3.0, atol=1e-5)
+def test_the_kept_stage_is_evaluated_on_its_own_draws():
+    phis, seen = jnp.arange(8.0).reshape(4, 2), []
+
+    def evaluate(phi, choice):
+        seen.append((phi, choice))
+        return jnp.array([1.0, 3.0, 4.0, 9.0, 0.5]), Certificate(*jnp.ones(3))
+
+    selected = select(phis, stages(0.0, 5.0, 2.0, 0.1), evaluate)
+    np.testing.assert_array_equal(selected.phi, phis[1])
+    np.testing.assert_array_equal(seen[0][0], phis[1])
+    assert int(seen[0][1].index) == 1
+    np.testing.assert_allclose(selected.elbo, 3.5)
+    np.testing.assert_allclose(selected.standard_error, np.std([1.0, 3.0, 4.0, 9.0, 0.5], ddof=1) / 5**0.5, rtol=1e-6)
+    np.testing.assert_allclose(selected.start_elbo, 3.5 - 5.0, atol=1e-5)
+    np.testing.assert_allclose(selected.horizon_gain, 5.0 - 2.0, atol=1e-5)
+    assert selected.certificate.nats == 1
