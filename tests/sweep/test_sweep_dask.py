@@ -188,6 +188,9 @@ def test_a_lost_scheduler_is_a_clear_error_in_bounded_time_and_nothing_is_lost(d
 def test_workers_that_all_die_are_a_clear_error_in_bounded_time(drive, running):
     _, worker, where = running
     only = worker()
+    # How long a worker takes to start is no part of the patience that is tested.
+    with distributed.Client(scheduler_file=where.removeprefix("file:")) as client:
+        client.wait_for_workers(1, timeout=60)
     sweep = drive("cluster", "--cell.kill-always-at", "3", "--cluster", where, "--patience", "3")
     assert "error: no worker for 3 s; finished cells are kept" in sweep.run(status=1)
     assert only.wait(timeout=10) == -signal.SIGKILL
