@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_choice, check_count
+from amortgap.protocols import Family, Reparameterised
 
 MAX_QUADRATURE_DIM = 3
 # Nodes of one axis; beyond it the outermost weights of the rule leave the range of double precision.
@@ -48,17 +48,19 @@ class Expectation:
         if self.method == "quadrature":
             check_count("size", self.size, minimum=2, maximum=MAX_NODES)
 
-    def check(self, name: str, family: Any) -> None:
+    def check(self, name: str, family: Family) -> None:
         """Refuse a rule that cannot serve the family, naming the argument `name`.
 
         Args:
-          name: what the rule is called in the message.
+          name: the argument that holds the rule.
           family: the variational family.
 
         Raises:
-          ValueError: quadrature on more than three dimensions or with bad nodes.
+          ValueError: quadrature on more than three dimensions, with bad nodes or for a family without `transform`.
         """
         if self.method == "quadrature":
+            if not isinstance(family, Reparameterised):
+                raise ValueError(f"{name}: fixed nodes need family.transform, which {type(family).__name__} lacks")
             try:
                 gauss_hermite(self.size, family.noise_dim)
             except ValueError as error:
@@ -70,9 +72,9 @@ CUBATURE = Expectation("cubature")
 
 
 def nodes(
-    phi: Float[Array, " size"], *, family: Any, expectation: Expectation
+    phi: Float[Array, " size"], *, family: Reparameterised, expectation: Expectation
 ) -> tuple[Float[Array, "S d"], Float[Array, " S"]]:
-    """Return points and weights whose weighted mean stands for the expectation under q(z; phi).
+    """Return points and weights whose weighted mean approximates the expectation under q(z; phi).
 
     Formula: `E_{q(z; phi)}[f(z)] ~ sum_s w_s f(T(u_s; phi))`, u_s and w_s the nodes and weights of the standard normal.
 
@@ -159,9 +161,9 @@ def plain_gauss_hermite(num_nodes: int, dim: int) -> tuple[np.ndarray, np.ndarra
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
     log_weights = np.log(weights) + 0.5 * nodes**2
-    # Beyond some forty nodes the outermost lie where no posterior has mass; drawn together they resolve it better.
-    together = min(1.0, _REACH / nodes.max())
-    return _product(together * nodes, dim), _product(log_weights + math.log(together), dim).sum(axis=1)
+    # Beyond some forty nodes the outermost lie where no posterior has mass; a narrower grid resolves it better.
+    factor = min(1.0, _REACH / nodes.max())
+    return _product(factor * nodes, dim), _product(log_weights + math.log(factor), dim).sum(axis=1)
 
 
 def _product(values: np.ndarray, dim: int) -> np.ndarray:

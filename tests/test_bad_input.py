@@ -242,8 +242,10 @@ CALLS = [
     (lambda: ag.encoders.mlp(KEY, 3, FAMILY, standardize=np.ones((4, 2))), r"standardize .* \[N, 3\], got \(4, 2\)"),
     (lambda: ag.encoders.stack_padded([]), r"encoders must hold at least one encoder, got none"),
     # Evidence and data sets.
-    (lambda: ag.log_evidence(KEY, XS[0], model=PIXELS), r"method 'exact' needs model.log_evidence"),
-    (lambda: ag.log_evidence(KEY, XS[0], model=PIXELS, method="importance"), r"needs a proposal: give family and phi"),
+    (lambda: ag.log_evidence(KEY, XS[0], model=PIXELS, method="exact"), r"method 'exact' needs model.log_evidence"),
+    (lambda: ag.log_evidence(KEY, XS[0], model=PIXELS, family=FAMILY), r"family and phi belong together"),
+    (lambda: ag.log_evidence(KEY, XS[0], model=PIXELS, start="q"), r"method 'auto' does not take start; it takes"),
+    (lambda: ag.log_evidence(None, XS[0], model=PIXELS, method="ais"), r"key must be a typed key .* got NoneType"),
     (lambda: ag.log_evidence(KEY, XS[0], model=PIXELS, method="magic"), r"method must be one of"),
     (lambda: ag.data.load_digits(binarisation="magic"), r"binarisation must be one of 'threshold', 'fixed', 'none'"),
     (lambda: ag.data.load_digits(test_fraction=1.0), r"test_fraction must lie between 0 and 1, got 1.0"),

@@ -134,7 +134,7 @@ def test_a_reference_stands_for_the_names_that_the_other_docstring_explains():
 @pytest.mark.parametrize(
     "name",
     [
-        "objectives",
+        "objectives.monte_carlo",
         "gaps.estimates",
         "inference.local.local_vi",
         "inference.training.amortized",

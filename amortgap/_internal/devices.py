@@ -27,6 +27,14 @@ def chosen_devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
     return chosen
 
 
+def rows_at_once(evaluations: int) -> int:
+    """Return how many data are mapped over together where each takes this many evaluations of the model at a time.
+
+    About a thousand evaluations in flight stay in cache and fill the matrix products.
+    """
+    return max(1, 1000 // evaluations)
+
+
 def map_data(function: Callable[[Array, Datum], Tree], xs: Data, *, chunk_size: int) -> Tree:
     """Return `function(i, x_i)` stacked over data, at most `chunk_size` of them in memory at a time.
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from amortgap.diagnosis.measure import EVIDENCE_DRAWS
 from amortgap.diagnosis.records import COLLAPSED, Finding, Latents, Measured
-from amortgap.evidence.data_sets import too_coarse
-from amortgap.evidence.pareto import UNRELIABLE
+from amortgap.evidence import reliable_below
+from amortgap.evidence.reliability import too_coarse
 from amortgap.gaps import Estimate
 
 
@@ -106,7 +107,8 @@ def _reliability(train: Measured, test: Measured) -> list[Finding]:
     coarse = np.concatenate(
         [too_coarse(np.asarray(part.gaps.log_evidence_standard_error), part.gaps.evidence_bias) for part in both]
     )
-    heavy = np.concatenate([part.evidence_k for part in both]) > UNRELIABLE
+    threshold = reliable_below(EVIDENCE_DRAWS)
+    heavy = np.concatenate([part.evidence_k for part in both]) > threshold
     texts = [
         (
             "local optima",
@@ -123,8 +125,8 @@ def _reliability(train: Measured, test: Measured) -> list[Finding]:
         (
             "evidence",
             heavy,
-            f"Behind log p(x) Pareto k-hat exceeds {UNRELIABLE} for {{}} data: there it is a lower bound that may be "
-            "nats low, and the approximation gap with it.",
+            f"Behind log p(x) Pareto k-hat exceeds {threshold:.2g} for {{}} data: there it is a lower bound that may "
+            "be nats low, and the approximation gap with it.",
         ),
     ]
     return [

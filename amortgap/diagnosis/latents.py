@@ -10,7 +10,7 @@ from jaxtyping import Array
 from amortgap._internal.devices import map_data
 from amortgap.diagnosis.measure import proposal_family
 from amortgap.diagnosis.records import Coverage, Latents, Measured, Problem
-from amortgap.evidence.pareto import UNRELIABLE, pareto_k
+from amortgap.evidence.pareto import pareto_k, reliable_below
 from amortgap.objectives import log_weight
 from amortgap.protocols import Data, Datum, Family, HasDensity, HasMoments, Model
 
@@ -49,14 +49,14 @@ def coverage(key: jax.Array, measured: Measured, xs: Data, problem: Problem) -> 
     """Return the posterior mass in highest-density regions of the encoder's q, None for a family without `log_prob`.
 
     Formula: `P(log q(z) > t_l | x)`, with `P(log q(z) > t_l) = l` under q; the first by draws from `measured.proposal`,
-    weighted by `p(x, z) / proposal(z)`. Data whose weights have a k-hat above 0.7 are left out.
+    weighted by `p(x, z) / proposal(z)`. Data whose weights have a k-hat above `reliable_below` are left out.
     """
     of = proposal_family(problem.family)
     if not (isinstance(problem.family, HasDensity) and isinstance(of, HasDensity)):
         return None
     found = _mass_inside(key, measured.encoded, measured.proposal, xs, problem.model, problem.family, of)
     inside, k_hat = map(np.asarray, found)
-    inside = inside[np.isfinite(inside).all(axis=1) & ~(k_hat > UNRELIABLE)]
+    inside = inside[np.isfinite(inside).all(axis=1) & ~(k_hat > reliable_below(_DRAWS))]
     if len(inside) < 2:
         return None
     error = inside.std(axis=0, ddof=1) / len(inside) ** 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +16,17 @@ from amortgap._internal.devices import encode, take
 from amortgap.diagnosis.records import Budget, Measured, Problem
 from amortgap.diagnostics import pareto_k
 from amortgap.evidence import UnreliableEvidence, evidence_of_data
-from amortgap.expectations import MAX_NODES
 from amortgap.families import FullRankNormal, LowRankNormal
 from amortgap.gaps.measure import evaluate_bounds, inference_gaps
 from amortgap.inference.local.local_vi import fit_local
-from amortgap.protocols import Data, Family, HasExactEvidence, HasMoments, is_diagonal
+from amortgap.protocols import Data, Family, HasMoments, is_diagonal
 
 # Data per batch: many enough to keep the machine busy, few enough that the first batch predicts the time of the next.
 BATCH = 100
 # Draws per datum for ELBOs and k-hat of q, and for log p(x).
-DRAWS, _EVIDENCE_DRAWS = 500, 2000
+DRAWS, EVIDENCE_DRAWS = 500, 2000
 # A full-rank normal has d (d + 3) / 2 parameters per datum: above this d its fits cost more than everything else.
 _RICHER_DIM = 64
-# Latent dimensions in which a grid takes no more evaluations than `_EVIDENCE_DRAWS`.
-_GRID_DIM = 2
 
 
 def richer_family(family: Family) -> FullRankNormal | None:
@@ -64,18 +60,13 @@ def measure_batch(key: jax.Array, rows: np.ndarray, xs: Data, problem: Problem) 
     with warnings.catch_warnings():
         # The record holds k-hat of every datum.
         warnings.simplefilter("ignore", UnreliableEvidence)
-        # A grid where it costs no more than draws; on a line, many nodes are cheap and resolve separate modes.
-        grid = model.latent_dim <= _GRID_DIM and not isinstance(model, HasExactEvidence)
-        nodes: dict[str, Any] = {"num_nodes": MAX_NODES} if grid and model.latent_dim == 1 else {}
         evidence = evidence_of_data(
             key_evidence,
             xs,
             model=model,
-            method="quadrature" if grid else "auto",
             family=richer or family,
             phis=proposal,
-            num_samples=_EVIDENCE_DRAWS,
-            **nodes,
+            num_samples=EVIDENCE_DRAWS,
         )
         encoder_k = pareto_k(key_k, encoded, xs, model=model, family=family, num_samples=DRAWS).pareto_k
     gaps = inference_gaps(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from amortgap.diagnosis.measure import DRAWS, EVIDENCE_DRAWS
 from amortgap.diagnosis.records import COLLAPSED, DiagnosisRecord, Measured, TriedRemedy
-from amortgap.evidence.pareto import UNRELIABLE
+from amortgap.evidence import reliable_below
 from amortgap.gaps import Estimate
 from amortgap.inference.local.acceptance import TOLERANCE
 
@@ -46,13 +47,16 @@ def certificates(measured: Measured) -> str:
     gaps = measured.gaps
     shortfall = float(np.mean(np.maximum(gaps.suboptimality, 0)))
     heavy, heavy_encoder = (
-        100 * float(np.mean(np.asarray(k) > UNRELIABLE)) for k in (measured.evidence_k, measured.encoder_k)
+        f"k-hat above {limit:.2g} for {100 * float(np.mean(np.asarray(k) > limit)):.0f} %"
+        for k, limit in (
+            (measured.evidence_k, reliable_below(EVIDENCE_DRAWS)),
+            (measured.encoder_k, reliable_below(DRAWS)),
+        )
     )
     certified = f"{int(np.sum(gaps.converged))} of {len(measured.rows)} local optima certified to {TOLERANCE:g} nats"
     return (
         f"{certified} (estimated shortfall {shortfall:.4f} on average); log p(x) by {gaps.evidence_method} (bias: "
-        f"{gaps.evidence_bias}), k-hat above {UNRELIABLE} for {heavy:.0f} %; of the encoder's q for "
-        f"{heavy_encoder:.0f} %"
+        f"{gaps.evidence_bias}), {heavy}; of the encoder's q {heavy_encoder}"
     )
 
 

@@ -18,8 +18,7 @@ from amortgap._internal.checks import num_rows
 from amortgap._internal.devices import encode, take
 from amortgap.diagnosis.measure import DRAWS, richer_family
 from amortgap.diagnosis.records import Budget, Measured, Problem
-from amortgap.gaps import Estimate, paired_difference
-from amortgap.gaps.measure import EvaluatedBounds, evaluate_bounds
+from amortgap.gaps import Estimate, EvaluatedBounds, evaluate_bounds, paired_difference
 from amortgap.inference.refinement.refine import refine
 from amortgap.inference.training.amortized import amortized_vi
 from amortgap.networks import count_weights

@@ -1,14 +1,14 @@
 """The aggregated posterior `q(z) = (1/N) sum_i q(z | x_i)` and what the rate of an encoder is made of.
 
 Three objects share the letter q: the free `q_i(z)` that local VI fits to one datum, the `q(z | x)` that an encoder
-computes from one datum, and the mixture of either over all data that is here.
+computes from one datum, and the mixture of either over all data, which this module computes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from amortgap._internal.checks import (
 )
 from amortgap._internal.devices import encode, map_data
 from amortgap.gaps import Estimate, estimate
-from amortgap.protocols import HasDensity, HasPrior
+from amortgap.protocols import Data, Encoder, Family, HasDensity, HasPrior
 
 
 class RateSplit(NamedTuple):
@@ -57,7 +57,7 @@ class AggregatePosterior:
     """
 
     phis: Float[Array, "N size"]
-    family: Any
+    family: HasDensity
     block_size: int = field(metadata={"static": True}, default=1000)
 
     @property
@@ -86,7 +86,7 @@ class AggregatePosterior:
         total, _ = jax.lax.scan(add, start, jnp.arange(-(-n // size)))
         return total - jnp.log(float(n))
 
-    def rate_split(self, key: jax.Array, *, model: Any, num_samples: int = 100) -> RateSplit:
+    def rate_split(self, key: jax.Array, *, model: HasPrior, num_samples: int = 100) -> RateSplit:
         """Split the mean rate into mutual information and the KL divergence of the aggregated posterior.
 
         Formula: `(1/N) sum_i KL(q(z | x_i) || p(z)) = I_q(x; z) + KL(q(z) || p(z))`. All three terms use the same
@@ -116,10 +116,10 @@ class AggregatePosterior:
 
 
 def aggregate_posterior(
-    xs: Any,
+    xs: Data,
     *,
-    family: Any,
-    encoder: Any = None,
+    family: Family,
+    encoder: Encoder | None = None,
     phi: Float[Array, "N size"] | None = None,
     block_size: int = 1000,
 ) -> AggregatePosterior:
@@ -156,7 +156,7 @@ def aggregate_posterior(
 
 
 @partial(jax.jit, static_argnames=("num_samples",))
-def _split(key: jax.Array, aggregate: AggregatePosterior, model: Any, num_samples: int) -> tuple[Array, Array]:
+def _split(key: jax.Array, aggregate: AggregatePosterior, model: HasPrior, num_samples: int) -> tuple[Array, Array]:
     def datum(index: Array, phi: Array) -> tuple[Array, Array]:
         def draw(draw_key: jax.Array) -> Array:
             z, log_q = aggregate.family.sample_and_log_prob(draw_key, phi)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from scipy import stats
 from amortgap._internal.checks import check_count, check_data, check_key, check_phis, check_sizes, num_rows
 from amortgap._internal.devices import map_data
 from amortgap.evidence import Evidence, evidence_of_data
-from amortgap.protocols import HasDensity, Simulating
+from amortgap.protocols import Data, Family, HasDensity, Model, Simulating
 
 
 class Simulations(NamedTuple):
@@ -26,7 +27,7 @@ class Simulations(NamedTuple):
     """
 
     latents: Float[Array, "N d"]
-    xs: Any
+    xs: Data
 
 
 class Calibration(NamedTuple):
@@ -74,11 +75,11 @@ class Calibration(NamedTuple):
         """
         return np.array([stats.chisquare(row).pvalue for row in self.histogram(num_bins)])
 
-    def coverage(self, levels: Any) -> tuple[np.ndarray, np.ndarray]:
+    def coverage(self, levels: float | Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the expected coverage of the highest-density regions of each level, and its standard error.
 
-        Formula: `(1/N) #{i: density rank_i < level (S + 1)}`, a rank that the level cuts through counted in part; in
-        expectation `level` for a calibrated posterior, below it for an overconfident one.
+        Formula: `(1/N) #{i: density rank_i < level (S + 1)}`, where a rank that the level divides counts in part; in
+        expectation `level` for a calibrated posterior, and less for an overconfident one.
 
         Args:
           levels: one level or several in [0, 1], [L].
@@ -97,7 +98,7 @@ class Calibration(NamedTuple):
         return inside.mean(axis=1), inside.std(axis=1) / ranks.shape[1] ** 0.5
 
 
-def simulate(key: jax.Array, *, model: Any, num_data: int) -> Simulations:
+def simulate(key: jax.Array, *, model: Simulating, num_data: int) -> Simulations:
     """Return draws (z_i, x_i) from the joint density; datum i uses `fold_in(key, i)`.
 
     Formula: `(z_i, x_i) ~ p(z, x)`, i = 1..N.
@@ -112,8 +113,6 @@ def simulate(key: jax.Array, *, model: Any, num_data: int) -> Simulations:
 
     Raises:
       ValueError: bad key or count, or a model without `sample`.
-
-    Source: as in `calibration`.
     """
     check_key(key)
     check_count("num_data", num_data)
@@ -123,9 +122,9 @@ def simulate(key: jax.Array, *, model: Any, num_data: int) -> Simulations:
 
 
 def pareto_k(
-    key: jax.Array, phis: Float[Array, "N size"], xs: Any, *, model: Any, family: Any, num_samples: int = 4000
+    key: jax.Array, phis: Float[Array, "N size"], xs: Data, *, model: Model, family: Family, num_samples: int = 4000
 ) -> Evidence:
-    """Return Pareto k-hat of every datum with the importance-sampled log p(x) it belongs to.
+    """Return Pareto k-hat of every datum, in the record of the importance-sampled log p(x) that it belongs to.
 
     Formula: the shape of the upper tail of `p(x, z) / q(z; phi)`, `z ~ q`.
 
@@ -141,7 +140,7 @@ def pareto_k(
       num_samples: draws per datum, at least 25.
 
     Returns:
-      Evidence; see its `pareto_k`. A warning names data above 0.7.
+      Evidence; see its `pareto_k`. A warning names data above `amortgap.evidence.reliable_below(num_samples)`.
 
     Raises:
       ValueError: bad key, sizes or counts.
@@ -159,8 +158,8 @@ def calibration(
     phis: Float[Array, "N size"],
     simulations: Simulations,
     *,
-    model: Any,
-    family: Any,
+    model: Model,
+    family: Family,
     num_draws: int = 99,
 ) -> Calibration:
     """Rank the latents that made simulated data among draws of the approximate posteriors.
@@ -196,7 +195,7 @@ def calibration(
 
 
 @partial(jax.jit, static_argnames=("num_draws",))
-def _ranks(key: jax.Array, phis: Array, latents: Array, family: Any, num_draws: int) -> tuple[Array, Array]:
+def _ranks(key: jax.Array, phis: Array, latents: Array, family: HasDensity, num_draws: int) -> tuple[Array, Array]:
     def one(index: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
         phi, latent = row
         keys = jax.random.split(jax.random.fold_in(key, index), num_draws)

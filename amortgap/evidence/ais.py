@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,23 @@ from amortgap._internal.checks import check_choice, check_count, check_datum, ch
 from amortgap.evidence.hmc import Chain, Path, make_path, place, transition
 from amortgap.evidence.pareto import pareto_k
 from amortgap.evidence.records import Evidence, log_mean
-from amortgap.evidence.temperatures import SCHEDULES, check_temperatures, constant_ess_temperatures, named_temperatures
+from amortgap.evidence.temperatures import (
+    SCHEDULES,
+    Temperatures,
+    check_temperatures,
+    constant_ess_temperatures,
+    named_temperatures,
+)
+from amortgap.protocols import Datum, Family, Model
 
 TARGET_ACCEPTANCE = 0.65
-# Adaptation: first step size, gain of the log step size a transition, transitions before the first temperature, and
-# the least number of transitions along the path.
+# Adaptation of the step size: its first value, the gain of its log in one transition, the transitions before the first
+# temperature, and the least number of transitions along the path.
 _FIRST_STEP, _GAIN, _WARMUP, _ADAPTATION = 0.5, 0.2, 30, 200
 
 
 class Plan(NamedTuple):
-    """What fixes the transitions of the measured chains before any of them is drawn.
+    """Temperatures and step sizes of the measured chains, fixed before any of these is drawn.
 
     Attributes:
       temperatures: beta_0 = 0 to beta_{T-1} = 1, [T].
@@ -33,7 +40,7 @@ class Plan(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The choices of an annealed run that decide shapes."""
+    """The settings of an annealed run that decide shapes."""
 
     num_chains: int
     num_leapfrog: int
@@ -44,7 +51,7 @@ class Settings(NamedTuple):
 
 def make_settings(
     *,
-    temperatures: Any,
+    temperatures: Temperatures | None,
     schedule: str,
     num_temperatures: int,
     num_chains: int,
@@ -101,7 +108,7 @@ def plan(key: jax.Array, path: Path, betas: Float[Array, " T"], settings: Settin
         log_step = jnp.log(jnp.full((), _FIRST_STEP, betas.dtype))
         warmup = jax.random.split(key_warmup, _WARMUP), jnp.full(_WARMUP, betas[1])
         carry, _ = jax.lax.scan(move, (start, log_step), warmup)
-        # Few temperatures lie far apart, and one transition at each would leave the step size behind.
+        # Few temperatures lie far apart: one transition at each would not adapt the step size in time.
         repeats = pilot_repeats(betas.size)
         levels = jax.random.split(key_run, repeats * (betas.size - 1)), jnp.repeat(betas[1:], repeats)
         _, (log_steps, ratios) = jax.lax.scan(move, carry, levels)
@@ -189,15 +196,15 @@ def anneal_back(key: jax.Array, path: Path, plan: Plan, starts: Float[Array, "ch
 
 def ais(
     key: jax.Array,
-    x: Any,
+    x: Datum,
     *,
-    model: Any,
-    family: Any = None,
+    model: Model,
+    family: Family | None = None,
     phi: Float[Array, " size"] | None = None,
     start: str = "prior",
     schedule: str = "sigmoid",
     num_temperatures: int = 1000,
-    temperatures: Any = None,
+    temperatures: Temperatures | None = None,
     num_chains: int = 16,
     num_leapfrog: int = 10,
     num_pilots: int = 8,
@@ -206,7 +213,8 @@ def ais(
     """Estimate log p(x) of one datum by annealed importance sampling with HMC transitions.
 
     Formula: `log (1/C) sum_c w_c`, `w = prod_t f_t(z_{t-1}) / f_{t-1}(z_{t-1})` along
-    `f_t = base^(1 - b_t) p(x, z)^(b_t)` from `b = 0` to 1; E[w] = p(x), so the estimate is a lower bound in expectation
+    `f_t = base^(1 - b_t) p(x, z)^(b_t)` from `b = 0` to 1; E[w] = p(x), so the estimate is a lower bound in
+    expectation.
 
     The chains of the estimate use temperatures and step sizes that are fixed before they start. These come from a
     pilot run of separate chains with keys of their own, in which every pilot chain adapts its own step size towards an
@@ -258,4 +266,5 @@ def ais(
         pareto_k=pareto_k(run.log_weights),
         method=f"AIS from {start}, {betas.size} temperatures, {num_chains} chains of {num_leapfrog} leapfrog steps",
         bias="lower bound",
+        num_draws=num_chains,
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_choice, check_phi, check_sizes
-from amortgap.protocols import HasDensity, HasMoments
+from amortgap.objectives import log_weight
+from amortgap.protocols import Datum, Family, HasDensity, HasLikelihood, HasMoments, Model, Simulating
 
 STARTS = ("prior", "q")
 
@@ -32,7 +33,7 @@ class Path(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """Position of a chain with everything that a new temperature, a weight or a Hamiltonian needs of the model.
+    """Position of a chain with the values and gradients there, which serve every temperature.
 
     Attributes:
       z: position, [d].
@@ -47,24 +48,27 @@ class Chain(NamedTuple):
     ratio_slope: Array
 
 
-def check_prior(model: Any) -> None:
+def check_prior(model: object) -> None:
     """Refuse a model whose prior cannot be where a path starts."""
-    for name in ("log_prior", "log_likelihood", "sample"):
-        if not hasattr(model, name):
-            raise ValueError(f"start 'prior' needs model.{name}, which {type(model).__name__} lacks; use start 'q'")
+    if not (isinstance(model, HasLikelihood) and isinstance(model, Simulating)):
+        raise ValueError(
+            f"start 'prior' needs model.log_prior, model.log_likelihood and model.sample, not all of which "
+            f"{type(model).__name__} has; use start 'q'"
+        )
 
 
-def make_path(model: Any, x: Any, *, start: str, family: Any, phi: Any) -> Path:
+def make_path(model: Model, x: Datum, *, start: str, family: Family | None, phi: Float[Array, " size"] | None) -> Path:
     """Return the path from the prior, or from q(z; phi), to the joint density p(x, z).
 
     Raises:
-      ValueError: an unknown start, a model without a prior to start from, or q asked for and not given.
+      ValueError: an unknown start, a model without a prior to start from, or a start from q without family and phi.
     """
     check_choice("start", start, STARTS)
     if start == "prior":
         check_prior(model)
+        assert isinstance(model, HasLikelihood) and isinstance(model, Simulating)
         return Path(
-            # Of the joint draw only the latent is used, and only that is computed once compiled.
+            # Only z of the joint draw is used; XLA removes the computation of x.
             sample=lambda key: model.sample(key)[0],
             log_base=model.log_prior,
             log_ratio=lambda z: model.log_likelihood(z, x),
@@ -82,7 +86,7 @@ def make_path(model: Any, x: Any, *, start: str, family: Any, phi: Any) -> Path:
     return Path(
         sample=lambda key: family.sample_and_log_prob(key, phi)[0],
         log_base=lambda z: family.log_prob(z, phi),
-        log_ratio=lambda z: model.log_joint(z, x) - family.log_prob(z, phi),
+        log_ratio=lambda z: log_weight(z, x, phi, model=model, family=family),
         scale=scale,
     )
 
@@ -106,7 +110,7 @@ def transition(
     Args:
       key: typed key.
       path: the densities.
-      chain: where the chain is.
+      chain: current state of the chain.
       beta: temperature in [0, 1].
       step_size: leapfrog step in units of `path.scale`.
       num_leapfrog: L.
@@ -124,7 +128,7 @@ def transition(
     def leap(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         z, half_kicked = carry
         z = z + step * path.scale * half_kicked
-        # On the way only slopes are needed, and a density's value can cost a quarter of its gradient.
+        # Inner steps need slopes only, and a density's value can cost a quarter of its gradient.
         return (z, half_kicked + step * slope(jax.grad(path.log_base)(z), jax.grad(path.log_ratio)(z))), None
 
     half_kicked = momentum + 0.5 * step * slope(chain.base_slope, chain.ratio_slope)

@@ -9,8 +9,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 MIN_DRAWS = 25
-# Above it neither the estimate nor its standard error can be relied on (Vehtari et al., section 2.4).
-UNRELIABLE = 0.7
+
+
+def reliable_below(num_draws: int) -> float:
+    """Return the k-hat above which neither a mean of this many weights nor its standard error can be relied on.
+
+    Formula: `min(1 - 1 / log10(S), 0.7)`: 0.5 for 100 draws, 0.67 for 1000, 0.7 for 2200 and more.
+
+    Args:
+      num_draws: S; fewer than 25, of which no k-hat is computed, count as 25.
+
+    Returns:
+      The threshold for `pareto_k`.
+
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024), section 3.2.
+    """
+    return min(1 - 1 / math.log10(max(num_draws, MIN_DRAWS)), 0.7)
 
 
 def tail_size(num_draws: int) -> int:
@@ -19,7 +33,7 @@ def tail_size(num_draws: int) -> int:
 
 
 def empty_tail(num_draws: int, dtype: jnp.dtype) -> Float[Array, " M"]:
-    """Return what `keep_tail` starts from: no weights yet, and room for the tail and its threshold."""
+    """Return the empty start of `keep_tail`, with room for the tail and its threshold."""
     return jnp.full(tail_size(num_draws) + 1, -jnp.inf, dtype)
 
 
@@ -34,8 +48,8 @@ def tail_shape(tail: Float[Array, " M"]) -> Float[Array, ""]:
     Formula: the generalised Pareto shape of the excesses `exp(l_j) - exp(l_{M+1})` by the empirical Bayes estimator of
     Zhang and Stephens (2009), shrunk towards one half as by ten further observations. -inf if the largest weight is
     not above the threshold (constant weights have no tail), inf if the tail spans more than the floating range, or if
-    three quarters of it equal the threshold: a few weights above a flat bulk are what a missed mode looks like. Weights
-    of a discrete latent, of which there are finitely many values, may look so without harm.
+    three quarters of it equal the threshold: a missed mode shows itself by a few weights above a flat bulk. Weights of
+    a discrete latent, which take finitely many values, may show the same pattern without harm.
     """
     size = tail.shape[0] - 1
     top, threshold = tail[0], tail[-1]
@@ -51,7 +65,7 @@ def tail_shape(tail: Float[Array, " M"]) -> Float[Array, ""]:
     profile = size * (jnp.log(-rates / shapes) - shapes - 1)
     rate = jnp.sum(rates * jax.nn.softmax(profile))
     shape = (size * jnp.mean(jnp.log1p(-rate * excess)) + 10 * 0.5) / (size + 10)
-    # Rounding alone spreads weights that are constant in exact arithmetic.
+    # Weights that are constant in exact arithmetic still differ by rounding.
     flat = top - threshold < 1e3 * jnp.finfo(tail.dtype).eps
     return jnp.where(jnp.isnan(top), jnp.nan, jnp.where(flat, -jnp.inf, jnp.where(usable, shape, jnp.inf)))
 
@@ -66,7 +80,7 @@ def pareto_k(log_weights: Float[Array, " S"]) -> Float[Array, ""]:
       log_weights: `log p(x, z_s) - log q(z_s)`, in nats up to a constant, [S].
 
     Returns:
-      k-hat; below 0.5 the weights have a finite variance, above 0.7 averages of them are unreliable. -inf for
+      k-hat; below 0.5 the weights have a finite variance, above `reliable_below(S)` their mean is unreliable. -inf for
       constant weights, NaN with fewer than 25 draws.
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024), section 2 and

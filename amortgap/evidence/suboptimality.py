@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,10 +11,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from amortgap._internal.checks import check_count, check_datum, check_key, check_phi, check_sizes
+from amortgap._internal.checks import (
+    check_count,
+    check_data,
+    check_datum,
+    check_key,
+    check_phi,
+    check_phis,
+    check_sizes,
+    num_rows,
+)
+from amortgap._internal.devices import chosen_devices, map_sharded, rows_at_once
 from amortgap.evidence.records import Bound
 from amortgap.objectives import log_weight
-from amortgap.protocols import Datum, Family, Model, Normal, Reparameterised, is_log_concave
+from amortgap.protocols import Data, Datum, Family, Model, Normal, Reparameterised, is_log_concave
 
 
 def suboptimality_bound(
@@ -59,17 +71,16 @@ def suboptimality_bound(
     check_key(key)
     x = check_datum(x, model)
     check_sizes(model, family)
-    check_count("num_samples", num_samples, minimum=2 * model.latent_dim)
+    check_suboptimality("num_samples", num_samples, family)
     check_count("num_replicates", num_replicates, minimum=2)
     check_count("num_steps", num_steps)
-    if not isinstance(family, Reparameterised):
-        raise ValueError(f"a bound from fixed noise needs family.transform, which {type(family).__name__} lacks")
     check_phi(phi, family)
+    assert isinstance(family, Reparameterised)
     noise_shape = (-(-num_samples // 2), family.noise_dim)
 
     def gain(replicate_key: jax.Array) -> Array:
         half = jax.random.normal(replicate_key, noise_shape, phi.dtype)
-        return maximise_on_noise(half, phi, x, model=model, family=family, num_steps=num_steps)[1]
+        return maximise_on_noise(half, phi, x, model=model, family=family, num_steps=num_steps)
 
     gains = jax.vmap(gain)(jax.random.split(key, num_replicates))
     mean = jnp.mean(gains)
@@ -85,8 +96,11 @@ def maximise_on_noise(
     model: Model,
     family: Reparameterised,
     num_steps: int,
-) -> tuple[Float[Array, " size"], Float[Array, ""]]:
-    """Return the best phi that L-BFGS meets on the ELBO of this noise and its mirror image, and its gain over `phi`."""
+) -> Float[Array, ""]:
+    """Return how many nats L-BFGS gains over `phi` on the ELBO of this noise and its mirror image.
+
+    The gain is infinite where a draw at `phi` has no finite log joint.
+    """
     optimiser = optax.lbfgs(memory_size=10, linesearch=optax.scale_by_backtracking_linesearch(15, store_grad=True))
 
     def draws(candidate: Array) -> Array:
@@ -103,20 +117,98 @@ def maximise_on_noise(
 
     value_and_slope = optax.value_and_grad_from_state(loss)
 
-    def keep_better(best: tuple[Array, Array], candidate: Array, value: Array) -> tuple[Array, Array]:
-        better = value < best[1]
-        return jnp.where(better, candidate, best[0]), jnp.where(better, value, best[1])
-
-    def step(carry: tuple[Array, Any, tuple[Array, Array]], _: None) -> tuple[tuple, None]:
-        at, state, best = carry
+    def step(carry: tuple[Array, Any, Array], _: None) -> tuple[tuple[Array, Any, Array], None]:
+        at, state, least = carry
         value, slope = value_and_slope(at, state=state)
-        best = keep_better(best, at, jnp.asarray(value))
         update, state = optimiser.update(slope, state, at, value=value, grad=slope, value_fn=loss)
         moved = at + jnp.asarray(update)
-        return (jnp.where(jnp.all(jnp.isfinite(moved)), moved, at), state, best), None
+        return (jnp.where(jnp.all(jnp.isfinite(moved)), moved, at), state, jnp.fmin(value, least)), None
 
-    start = (phi, optimiser.init(phi), (phi, jnp.zeros((), phi.dtype)))
-    (last, _, best), _ = jax.lax.scan(step, start, None, length=num_steps)
-    best_phi, least = keep_better(best, last, loss(last))
-    # Where the loss at phi is not a number no candidate is better, which must not read as nothing to gain.
-    return best_phi, jnp.where(jnp.all(jnp.isfinite(reference)), -least, jnp.inf)
+    start = (phi, optimiser.init(phi), jnp.zeros((), phi.dtype))
+    (last, _, least), _ = jax.lax.scan(step, start, None, length=num_steps)
+    # A loss that is not a number at phi would be passed over, and read as nothing to gain.
+    return jnp.where(jnp.all(jnp.isfinite(reference)), -jnp.fmin(loss(last), least), jnp.inf)
+
+
+def check_suboptimality(name: str, num_samples: int, family: Family) -> None:
+    """Refuse too few draws for `suboptimality_bound`, or a family that is no transform of fixed noise."""
+    check_count(name, num_samples, minimum=2 * family.latent_dim)
+    if not isinstance(family, Reparameterised):
+        raise ValueError(f"{name}: fixed noise needs family.transform, which {type(family).__name__} lacks")
+
+
+def suboptimality_bound_of_data(
+    key: jax.Array,
+    phis: Float[Array, "N size"],
+    xs: Data,
+    *,
+    model: Model,
+    family: Family,
+    num_samples: int = 512,
+    num_replicates: int = 2,
+    num_steps: int = 30,
+    devices: Sequence[Any] | None = None,
+) -> Bound:
+    """Return `suboptimality_bound` of every datum; datum i uses `fold_in(key, i)`.
+
+    Formula: `E[max F_i - F_i(phi_i)] >= ELBO(phi*_i; x_i) - ELBO(phi_i; x_i)`, i = 1..N, F as in `suboptimality_bound`.
+
+    Args:
+      key: typed key of the noise, not one that any phi was optimised with.
+      phis: fits, [N, size].
+      xs: data, [N, ...].
+      devices: devices to split the data over; None for all local ones.
+      model, family, num_samples, num_replicates, num_steps: as in `suboptimality_bound`.
+
+    Returns:
+      Bound in nats, its arrays [N].
+
+    Raises:
+      ValueError: as in `suboptimality_bound`, bad data, phis of another shape, or no devices.
+    """
+    check_key(key)
+    xs = check_data("xs", xs, model)
+    check_sizes(model, family)
+    check_suboptimality("num_samples", num_samples, family)
+    check_phis("phis", phis, family, num_rows(xs))
+    return suboptimality_bounds(
+        key,
+        phis,
+        xs,
+        model,
+        family,
+        num_samples=num_samples,
+        num_replicates=num_replicates,
+        num_steps=num_steps,
+        devices=chosen_devices(devices),
+    )
+
+
+@partial(jax.jit, static_argnames=("num_samples", "num_replicates", "num_steps", "devices"))
+def suboptimality_bounds(
+    key: jax.Array,
+    phis: Array,
+    xs: Data,
+    model: Model,
+    family: Family,
+    *,
+    num_samples: int,
+    num_replicates: int = 2,
+    num_steps: int = 30,
+    devices: tuple[Any, ...],
+) -> Bound:
+    """Return `suboptimality_bound_of_data` of checked arguments, compiled."""
+
+    def one(index: Array, row: tuple[Array, Datum]) -> Bound:
+        return suboptimality_bound(
+            jax.random.fold_in(key, index),
+            *row,
+            model=model,
+            family=family,
+            num_samples=num_samples,
+            num_replicates=num_replicates,
+            num_steps=num_steps,
+        )
+
+    # The objective of one datum runs over all its noise at once.
+    return map_sharded(one, (phis, xs), chunk_size=rows_at_once(num_samples), devices=devices)

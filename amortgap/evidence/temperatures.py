@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from amortgap._internal.checks import check_count, is_concrete
+
+# Explicit temperatures as a caller may give them.
+Temperatures: TypeAlias = Array | np.ndarray | Sequence[float]
 
 SCHEDULES = ("linear", "sigmoid", "adaptive")
 
@@ -54,12 +58,12 @@ def sigmoid_temperatures(num_temperatures: int, *, steepness: float = 4.0) -> Fl
     return jnp.asarray((raw - raw[0]) / (raw[-1] - raw[0]), jnp.zeros(()).dtype)
 
 
-def check_temperatures(temperatures: Any) -> Float[Array, " T"]:
-    """Return temperatures as an array, refusing fewer than two or any that do not increase from 0 to 1."""
+def check_temperatures(temperatures: Temperatures) -> Float[Array, " T"]:
+    """Return temperatures as an array, refusing fewer than two, and values that do not increase from 0 to 1."""
     shape = np.shape(temperatures)
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(f"temperatures must be at least two numbers in one row, got shape {shape}")
-    # Inside `jit` even an array made from a list counts as traced; the list itself can still be looked at.
+    # Inside `jit` an array made from a list is traced, but the list itself is not.
     if is_concrete(temperatures):
         host = np.asarray(temperatures)
         if host[0] != 0 or host[-1] != 1 or not np.all(np.diff(host) > 0):
@@ -79,7 +83,7 @@ def constant_ess_temperatures(
     equally spaced in `integral_0^beta sd_b(l) db`, taken from a pilot run by the trapezoidal rule.
 
     Args:
-      temperatures: those of the pilot run.
+      temperatures: of the pilot run.
       log_ratios: l of its chains at every temperature.
 
     Source: Zhou, Johansen and Aston, "Toward automatic model comparison" (2016), section 3.3, for the criterion.

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from amortgap._internal.checks import (
     check_count,
@@ -18,119 +14,26 @@ from amortgap._internal.checks import (
     check_sizes,
     num_rows,
 )
-from amortgap._internal.devices import encode, map_data
-from amortgap.evidence import Bound, Evidence, EvidenceBounds, evidence_of_data, suboptimality_bound_of_data
+from amortgap._internal.devices import chosen_devices, encode
+from amortgap.evidence import Bound, Evidence, EvidenceBounds, warn_unreliable
 from amortgap.evidence.hmc import check_prior
-from amortgap.evidence.methods import check_method
+from amortgap.evidence.methods import estimate_of_data
+from amortgap.evidence.settings import Settings, check_method, chosen_method
+from amortgap.evidence.suboptimality import check_suboptimality, suboptimality_bounds
+from amortgap.gaps.bounds import evaluate
 from amortgap.gaps.estimates import Estimate, paired_difference
 from amortgap.gaps.record import Gaps
 from amortgap.inference.local.local_vi import LocalFit, fit_local
-from amortgap.objectives import elbo_draws
-from amortgap.protocols import Reparameterised
-
-
-class EvaluatedBounds(NamedTuple):
-    """Mean and standard error of the ELBO of every datum at several candidates, on shared draws.
-
-    Attributes:
-      elbo: [N, candidates], nats.
-      standard_error: Monte Carlo standard error of each entry.
-      paired_standard_error: standard error of `elbo[:, 0] - elbo[:, c]`, smaller because the draws are shared.
-    """
-
-    elbo: Float[Array, "N candidates"]
-    standard_error: Float[Array, "N candidates"]
-    paired_standard_error: Float[Array, "N candidates"]
-
-
-def evaluate_bounds(
-    key: jax.Array,
-    phis: Float[Array, "N candidates size"],
-    xs: Any,
-    *,
-    model: Any,
-    family: Any,
-    num_samples: int = 1000,
-    block_size: int = 100,
-    chunk_size: int = 250,
-) -> EvaluatedBounds:
-    """Evaluate the ELBO of every datum at several variational parameters with the same draws.
-
-    Formula: `ELBO(phi_ic; x_i)` for data i and candidates c; datum i uses `fold_in(key, i)` for all its candidates.
-
-    Args:
-      key: typed key, not one that any candidate was optimised with.
-      phis: candidates, [N, candidates, size].
-      xs: data.
-      model, family: as in `elbo`; pytrees, since the evaluation is compiled as a whole.
-      num_samples: draws per datum, rounded up to whole blocks.
-      block_size, chunk_size: draws and data in memory at a time.
-
-    Returns:
-      EvaluatedBounds in nats, every field [N, candidates].
-
-    Raises:
-      ValueError: bad key, data, sizes or counts, phis of another shape, or fewer than two draws.
-    """
-    check_key(key)
-    xs = check_data("xs", xs, model)
-    check_sizes(model, family)
-    if jnp.ndim(phis) != 3 or jnp.shape(phis)[::2] != (num_rows(xs), family.size):
-        raise ValueError(
-            f"phis must have shape [N, candidates, size] = [{num_rows(xs)}, candidates, {family.size}], "
-            f"got {jnp.shape(phis)}"
-        )
-    check_count("num_samples", num_samples, minimum=2)
-    check_count("block_size", block_size)
-    check_count("chunk_size", chunk_size)
-    blocks = -(-num_samples // block_size)
-    counts = blocks, min(block_size, num_samples), chunk_size
-    return _evaluate(key, jnp.asarray(phis), xs, model, family, *counts)
-
-
-@partial(jax.jit, static_argnames=("blocks", "draws", "chunk_size"))
-def _evaluate(
-    key: jax.Array, phis: Array, xs: Any, model: Any, family: Any, blocks: int, draws: int, chunk_size: int
-) -> EvaluatedBounds:
-    def moments(index: Array, candidates: Array, x: Any) -> tuple[Array, Array, Array]:
-        datum_key = jax.random.fold_in(key, index)
-
-        def add(carry: tuple[Array, Array, Array], block: Array) -> tuple[tuple[Array, Array, Array], None]:
-            block_key = jax.random.fold_in(datum_key, block)
-            values = jax.vmap(
-                lambda phi: elbo_draws(
-                    block_key, phi, x, model=model, family=family, num_samples=draws, estimator="total"
-                )
-            )(candidates)
-            # Deviations are taken from the block's own means, without which float32 loses the variance.
-            mean, second, paired = carry
-            here = jnp.mean(values, axis=1)
-            centred = values - here[:, None]
-            change, before = here - mean, (block * draws).astype(values.dtype)
-            weight = before * draws / (before + draws)
-            merged = (
-                mean + change * draws / (before + draws),
-                second + jnp.sum(centred**2, axis=1) + weight * change**2,
-                paired + jnp.sum((centred[:1] - centred) ** 2, axis=1) + weight * (change[0] - change) ** 2,
-            )
-            return merged, None
-
-        zeros = jnp.zeros(candidates.shape[0], candidates.dtype)
-        (mean, second, paired), _ = jax.lax.scan(add, (zeros, zeros, zeros), jnp.arange(blocks))
-        count = float(blocks * draws)
-        scale = count * (count - 1)
-        return mean, jnp.sqrt(second / scale), jnp.sqrt(paired / scale)
-
-    return EvaluatedBounds(*map_data(lambda i, row: moments(i, *row), (phis, xs), chunk_size=chunk_size))
+from amortgap.protocols import Data, Encoder, Family, Model
 
 
 def inference_gaps(
     key: jax.Array,
-    xs: Any,
+    xs: Data,
     *,
-    model: Any,
-    family: Any,
-    encoder: Any,
+    model: Model,
+    family: Family,
+    encoder: Encoder,
     local: LocalFit | None = None,
     evidence: Evidence | EvidenceBounds | None = None,
     evidence_method: str = "auto",
@@ -150,16 +53,16 @@ def inference_gaps(
       xs: data, [N, ...].
       model, family: as in `elbo`.
       encoder: callable from one datum to phi.
-      local: local optima of these data and this family, if already known; None to fit them now.
-      evidence: log p(x) of these data, if already known, or bounds on it from both sides, whose lower one then stands
-        for log p(x); None to estimate it now.
-      evidence_method: as in `evidence_of_data`.
+      local: local optima of these data and this family; None to fit them now.
+      evidence: log p(x) of these data, or bounds on it from both sides, of which the lower then serves as log p(x);
+        None to estimate it now.
+      evidence_method: as in `evidence_of_data`, with the local optimum as the proposal.
       num_samples: draws per datum for both ELBOs, above 100 rounded up to whole hundreds.
-      evidence_samples: draws per datum for importance sampling, with the local optimum as the proposal.
+      evidence_samples: draws per datum where log p(x) is had by importance sampling.
       optimum_samples: draws per datum for the upper bound on the best ELBO by `suboptimality_bound`, which closes the
         intervals of the approximation and the amortization gap; None to leave it out.
       every_start: whether local VI runs both from the encoder's output and from the family's standard member, as in
-        `fit_local`: on a posterior of several modes the encoder may lead to a lesser one. False halves the time.
+        `fit_local`: on a posterior of several modes the encoder may lead to a lower one. False halves the time.
       progress: show progress bars on standard error if that is a terminal.
 
     Returns:
@@ -191,11 +94,9 @@ def inference_gaps(
     check_count("num_samples", num_samples, minimum=2)
     check_count("evidence_samples", evidence_samples, minimum=2)
     n = num_rows(xs)
-    # All that can be refused is refused here: the local fits below take minutes, and would be lost.
+    # Refuse here whatever can be refused: the local fits below take minutes, and would be lost.
     if optimum_samples is not None:
-        check_count("optimum_samples", optimum_samples, minimum=2 * family.latent_dim)
-        if not isinstance(family, Reparameterised):
-            raise ValueError(f"optimum_samples needs family.transform, which {type(family).__name__} lacks")
+        check_suboptimality("optimum_samples", optimum_samples, family)
     if local is not None:
         check_phis("local.phi", local.phi, family, n)
     if evidence is None:
@@ -207,31 +108,32 @@ def inference_gaps(
         if given.shape != (n,):
             raise ValueError(f"evidence must hold {n} values, got shape {given.shape}")
     encoded = encode(encoder, xs)
-    key_local, key_bounds, key_evidence, key_excess = jax.random.split(key, 4)
+    key_local, key_bounds, key_evidence, key_suboptimality = jax.random.split(key, 4)
     if local is None:
-        how: dict[str, Any] = {"every_start": every_start, "progress": progress}
-        local = fit_local(key_local, xs, model=model, family=family, encoder=encoder, **how)
-    if evidence is None:
-        evidence = evidence_of_data(
-            key_evidence,
-            xs,
-            model=model,
-            method=evidence_method,
-            family=family,
-            phis=local.phi,
-            num_samples=evidence_samples,
+        local = fit_local(
+            key_local, xs, model=model, family=family, encoder=encoder, every_start=every_start, progress=progress
         )
-    upper = excess = None
+    # The data are checked: the functions below are the compiled parts of those that would check them again.
+    devices = chosen_devices(None)
+    if evidence is None:
+        method = chosen_method(evidence_method, model, family)
+        settings = Settings(num_samples=evidence_samples)
+        rows = (local.phi, xs)
+        estimated: Evidence = estimate_of_data(
+            key_evidence, rows, None, model, family, method=method, settings=settings, devices=devices
+        )
+        warn_unreliable(estimated)
+        evidence = estimated
+    upper = suboptimality = None
     if isinstance(evidence, EvidenceBounds):
         upper = Bound(evidence.upper, evidence.upper_standard_error, evidence.proven)
         value, error, bias = evidence.lower, evidence.lower_standard_error, "lower bound"
     else:
         value, error, bias = evidence.log_evidence, evidence.standard_error, evidence.bias
-    phis = jnp.stack([local.phi, encoded], axis=1)
-    bounds = evaluate_bounds(key_bounds, phis, xs, model=model, family=family, num_samples=num_samples)
+    bounds = evaluate(key_bounds, jnp.stack([local.phi, encoded], axis=1), xs, model, family, num_samples)
     if optimum_samples is not None:
-        excess = suboptimality_bound_of_data(
-            key_excess, local.phi, xs, model=model, family=family, num_samples=optimum_samples
+        suboptimality = suboptimality_bounds(
+            key_suboptimality, local.phi, xs, model, family, num_samples=optimum_samples, devices=devices
         )
     return Gaps(
         log_evidence=value,
@@ -244,7 +146,7 @@ def inference_gaps(
         converged=local.converged,
         suboptimality=local.suboptimality,
         evidence_upper=upper,
-        suboptimality_bound=excess,
+        suboptimality_bound=suboptimality,
         evidence_method=evidence.method,
         evidence_bias=bias,
     )
@@ -252,12 +154,12 @@ def inference_gaps(
 
 def compare_encoders(
     key: jax.Array,
-    xs: Any,
+    xs: Data,
     *,
-    model: Any,
-    family: Any,
-    first: Any,
-    second: Any,
+    model: Model,
+    family: Family,
+    first: Encoder,
+    second: Encoder,
     num_samples: int = 1000,
 ) -> Estimate:
     """Compare the gaps of two encoders on the same data and the same draws.
@@ -284,12 +186,12 @@ def compare_encoders(
     check_sizes(model, family)
     check_count("num_samples", num_samples, minimum=2)
     row = jax.tree.map(lambda leaf: leaf[0], xs)
-    checked = {}
-    for name, encoder in (("first", first), ("second", second)):
+    encoded = []
+    for name, encoder in (("second", second), ("first", first)):
         try:
-            checked[name] = check_encoder(encoder, family, row)
+            encoded.append(encode(check_encoder(encoder, family, row), xs))
         except ValueError as error:
             raise ValueError(f"{name} is no encoder of this family: {error}") from error
-    phis = jnp.stack([encode(checked[name], xs) for name in ("second", "first")], axis=1)
-    bounds = evaluate_bounds(key, phis, xs, model=model, family=family, num_samples=num_samples)
+    phis = jnp.stack(encoded, axis=1)
+    bounds = evaluate(key, phis, xs, model, family, num_samples)
     return paired_difference(bounds.elbo[:, 0], bounds.elbo[:, 1], bounds.paired_standard_error[:, 1])

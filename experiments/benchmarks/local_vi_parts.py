@@ -25,7 +25,7 @@ from local_vi_workload import Study, Workload
 from timing import turns
 
 import amortgap as ag
-from amortgap.gaps.measure import evaluate_bounds
+from amortgap.gaps import evaluate_bounds
 
 Row = dict[str, Any]
 

@@ -18,6 +18,9 @@ class Categorical:
     latent_dim = 1
     size = 3
 
+    def standard(self):
+        return jnp.zeros(3)
+
     def log_prob(self, z, phi):
         return jax.nn.log_softmax(phi)[z[0].astype(int)]
 

@@ -133,7 +133,9 @@ def test_a_datum_without_weight_is_minus_infinity_and_named(key):
     family = ag.families.MeanFieldNormal(1)
     xs = jnp.array([[0.0], [1.0], [0.0]])
     with pytest.warns(UnreliableEvidence, match=r"-inf, every weight is zero: 1 of 3 data, \[1\]"):
-        found = ag.evidence_of_data(key, xs, model=model, family=family, phis=jnp.zeros((3, 2)), num_samples=50)
+        found = ag.evidence_of_data(
+            key, xs, model=model, method="importance", family=family, phis=jnp.zeros((3, 2)), num_samples=50
+        )
     np.testing.assert_allclose(found.log_evidence, [0.0, -np.inf, 0.0], atol=1e-6)
     np.testing.assert_array_equal(np.isinf(found.standard_error), [False, True, False])
     assert found.effective_sample_size[1] == 0
@@ -150,6 +152,9 @@ class Box:
     width: float = dataclasses.field(metadata={"static": True})
     latent_dim = 1
     size = 1
+
+    def standard(self):
+        return jnp.zeros(1)
 
     def log_prob(self, z, phi):
         return jnp.where(jnp.abs(z[0] - phi[0]) < self.width / 2, -jnp.log(self.width), -jnp.inf)
@@ -201,10 +206,12 @@ def test_some_weights_may_be_zero(key):
         ({"defensive": 1.0}, r"defensive must be a number in \[0, 1\), got 1.0"),
         ({"phi": jnp.zeros(3)}, r"phi must have shape \(4,\)"),
         ({"temperatures": [0, 1]}, "'importance' does not take temperatures"),
-        ({"method": "guess"}, "method must be one of 'exact', 'quadrature', 'importance', 'ais'"),
-        ({"phi": None}, "needs a proposal"),
+        ({"method": "guess"}, "method must be one of 'auto', 'exact', 'quadrature', 'importance', 'ais'"),
+        ({"phi": None}, "family and phi belong together"),
+        ({"block_size": jnp.array(10)}, "block_size decides what is compiled and must be a plain value"),
     ],
 )
+@pytest.mark.usefixtures("as_users_call")
 def test_bad_input_is_refused_by_name(factor_analysis, key, change, message):
     family = ag.families.MeanFieldNormal(2)
     good = {"method": "importance", "family": family, "phi": jnp.zeros(4)}
