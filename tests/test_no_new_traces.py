@@ -112,8 +112,6 @@ FITTERS = {
     "train_encoder, ELBO": objective(I.elbo_objective),
     "train_encoder, IWAE": objective(I.iwae_objective, num_samples=2),
     "train_encoder, sleep": objective(I.sleep_objective),
-    "train_encoder, half asleep": objective(I.reverse_half_asleep_objective),
-    "train_encoder, denoising": objective(I.denoising_objective, noise_scale=0.1),
     "semi_amortized_vi": semi,
     "semi_amortized_vi, model too": lambda *args: semi(*args, train_model=True, differentiate_steps=False),
     "iterative_amortized_vi": lambda key, xs, model, encoder: ag.iterative_amortized_vi(
@@ -142,7 +140,7 @@ FITTERS = {
         model=model,
         family=FAMILY,
         phis=jax.vmap(encoder)(xs),
-        start="encoder",
+        start="q",
         num_temperatures=3,
         num_chains=2,
         num_leapfrog=1,
@@ -155,13 +153,12 @@ FITTERS = {
         key, jax.vmap(encoder)(xs)[:, None], xs, model=model, family=FAMILY, num_samples=8
     ),
     "inference_gaps": gaps,
-    "simulate": lambda key, xs, model, encoder: ag.diagnostics.simulate(key, model=model, num_data=3),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FITTERS)
-def test_second_call_with_another_seed_other_data_and_other_weights_traces_nothing(name):
+def test_second_call_traces_nothing(name):
     encoder = encoder_of()
     xs = jnp.array([[0.5, -0.2], [1.0, 0.4], [-0.7, 0.3], [0.1, 0.9]])
     TRACES.clear()
