@@ -17,7 +17,7 @@ from amortgap.diagnosis.records import Budget, Measured, Problem
 from amortgap.diagnostics import pareto_k
 from amortgap.evidence import UnreliableEvidence, evidence_of_data
 from amortgap.families import FullRankNormal, LowRankNormal
-from amortgap.gaps.measure import evaluate_bounds, inference_gaps
+from amortgap.gaps import evaluate_bounds, inference_gaps
 from amortgap.inference.local.local_vi import fit_local
 from amortgap.protocols import Data, Family, HasMoments, is_diagonal
 

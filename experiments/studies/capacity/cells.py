@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import amortgap as ag
-from amortgap.gaps.measure import EvaluatedBounds
+from amortgap.gaps import EvaluatedBounds
 from amortgap.protocols import CountsWeights, Encoder, Family, Model
 from amortgap.sweep import CellResult
 from studies.capacity.references import (
