@@ -90,7 +90,7 @@ def test_k_hat_of_a_mean_field_optimum_is_the_correlation_for_every_datum(factor
     assert abs(mean - rho) < 0.1
 
 
-def test_bad_input_is_refused_by_name(factor_analysis, simulated, optima, key):
+def test_bad_input_is_refused_by_name(factor_analysis, simulated, optima, key, as_users_call):
     family = ag.families.MeanFieldNormal(2)
     with pytest.raises(ValueError, match="num_samples must be a whole number, at least 25"):
         pareto_k(key, optima, simulated.xs, model=factor_analysis, family=family, num_samples=10)

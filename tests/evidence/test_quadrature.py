@@ -73,7 +73,7 @@ def test_mixture_draws_have_the_moments_of_the_mixture(mixture, key):
 
 def test_mixture_with_wrong_shapes_is_refused():
     row = jnp.zeros((1, 1))
-    with pytest.raises(ValueError, match="must have shapes"):
+    with pytest.raises(ValueError, match="must have the shapes"):
         ag.models.MixturePrior(
             log_weights=jnp.zeros(2),
             centres=row,

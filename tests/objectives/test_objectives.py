@@ -9,7 +9,8 @@ import pytest
 from jax.scipy.special import logsumexp
 
 import amortgap as ag
-from amortgap.objectives import ESTIMATORS, elbo_draws
+from amortgap.expectations import ESTIMATORS
+from amortgap.objectives import elbo_draws
 
 MODEL = ag.models.FactorAnalysis(
     loadings=jnp.array([[1.0, 0.4], [-0.3, 1.2], [0.8, 0.5]]),
