@@ -192,7 +192,7 @@ def test_the_pages_have_complete_examples():
 
 def test_the_page_on_writing_your_own_lists_every_optional_part_with_its_methods():
     rows = re.findall(
-        r"^\| `(\w+)` \| (?:model|family) \| (.*?) \|", (ROOT / "docs" / "write_your_own.md").read_text(), re.M
+        r"^\| `(\w+)` \| (?:model|family|encoder) \| (.*?) \|", (ROOT / "docs" / "write_your_own.md").read_text(), re.M
     )
     parts = {name: value for name, value in vars(protocols).items() if getattr(value, "_is_protocol", False)}
     required = {"Protocol", "Model", "Family", "Encoder", "Head"}
