@@ -24,6 +24,7 @@ from amortgap._internal.checks import (
     check_key,
     check_positive,
     check_sizes,
+    first_row,
     num_rows,
 )
 from amortgap._internal.devices import encode, take
@@ -143,7 +144,7 @@ def diagnose(
     _check_parts(xs_train, xs_test)
     check_sizes(model, family)
     encoder_name = type(encoder).__name__
-    encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs_test))
+    encoder = check_encoder(encoder, family, first_row(xs_test))
     image_shape = _image_shape(xs_test, image_shape)
     clock = Budget(float(budget))
     problem = Problem(model, family, encoder, xs_train, xs_test)

@@ -22,6 +22,7 @@ from amortgap._internal.checks import (
     check_key,
     check_latent_dim,
     check_phis,
+    first_row,
     num_rows,
 )
 from amortgap._internal.devices import encode, map_data
@@ -149,7 +150,7 @@ def aggregate_posterior(
     if not isinstance(family, HasDensity):
         raise ValueError(f"an aggregated posterior needs family.log_prob, which {type(family).__name__} lacks")
     if encoder is not None:
-        phi = encode(check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs)), xs)
+        phi = encode(check_encoder(encoder, family, first_row(xs)), xs)
     phis = jnp.asarray(phi)
     check_phis("phi", phis, family, num_rows(xs))
     return AggregatePosterior(phis=phis, family=family, block_size=block_size)

@@ -12,6 +12,7 @@ from amortgap._internal.checks import (
     check_key,
     check_phis,
     check_sizes,
+    first_row,
     num_rows,
 )
 from amortgap._internal.devices import chosen_devices, encode
@@ -90,7 +91,7 @@ def inference_gaps(
     check_key(key)
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
-    encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    encoder = check_encoder(encoder, family, first_row(xs))
     check_count("num_samples", num_samples, minimum=2)
     check_count("evidence_samples", evidence_samples, minimum=2)
     n = num_rows(xs)
@@ -185,7 +186,7 @@ def compare_encoders(
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
     check_count("num_samples", num_samples, minimum=2)
-    row = jax.tree.map(lambda leaf: leaf[0], xs)
+    row = first_row(xs)
     encoded = []
     for name, encoder in (("second", second), ("first", first)):
         try:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from amortgap._internal.checks import check_count, check_encoder, check_phis, check_trainable, num_rows
+from amortgap._internal.checks import check_count, check_encoder, check_phis, check_trainable, first_row, num_rows
 from amortgap.families.conditional import Branch
 from amortgap.protocols import Data, Datum, Encoder, Family, HierarchicalModel
 
@@ -130,7 +130,7 @@ def check_factors(factors: object, xs: Data, family: Family, model: Hierarchical
         )
     wanted = family if branch is None else branch
     if factors.kind == "amortized":
-        check_encoder(factors.source, wanted, encoder_input(jax.tree.map(lambda leaf: leaf[0], xs)))
+        check_encoder(factors.source, wanted, encoder_input(first_row(xs)))
         check_trainable(factors.source)
         return
     shape = (wanted.size,) if factors.kind == "constant" else (num_rows(xs), wanted.size)

@@ -19,6 +19,7 @@ from amortgap._internal.checks import (
     check_key,
     check_phis,
     check_sizes,
+    first_row,
     num_rows,
 )
 from amortgap._internal.compiled import compiled_once
@@ -185,7 +186,7 @@ def fit_local(
         max_reruns=max_reruns,
     )
     if encoder is not None:
-        encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+        encoder = check_encoder(encoder, family, first_row(xs))
     if init is not None:
         check_phis("init", init, family, num_rows(xs))
     runs = [(init, encoder, settings)]

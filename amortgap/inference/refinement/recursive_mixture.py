@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from amortgap._internal.checks import check_count, check_data, check_encoder, check_key, check_sizes
+from amortgap._internal.checks import check_count, check_data, check_encoder, check_key, check_sizes, first_row
 from amortgap._internal.records import checked_record
 from amortgap.families import FlowHead, MixtureOfNormals
 from amortgap.inference.training.certificate import TOLERANCE
@@ -94,7 +94,7 @@ def recursive_mixture(
     xs = check_data("xs", xs, model)
     d = model.latent_dim
     check_sizes(model, MixtureOfNormals(d, len(encoders)))
-    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    first = first_row(xs)
     starts = [check_encoder(encoder, FlowHead(d, 2 * d + 1), first) for encoder in encoders]
     components: list[Encoder] = []
     fits: list[AmortizedFit] = []

@@ -8,12 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from amortgap._internal.checks import (
-    check_count,
-    check_data,
-    check_encoder,
-    check_key,
-)
+from amortgap._internal.checks import check_count, check_data, check_encoder, check_key, first_row
 from amortgap._internal.records import checked_record
 from amortgap.inference.refinement.refine import Refinement, check_steps, refine
 from amortgap.inference.training.certificate import TOLERANCE
@@ -76,7 +71,7 @@ def semi_amortized_vi(
     )  # fmt: skip
     check_count("num_samples", num_samples)
     xs = check_data("xs", xs, model)
-    encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    encoder = check_encoder(encoder, family, first_row(xs))
 
     objective = _Refined(
         None if train_model else model,

@@ -9,7 +9,15 @@ import jax
 import optax
 from jaxtyping import Array
 
-from amortgap._internal.checks import check_choice, check_count, check_data, check_encoder, check_key, check_sizes
+from amortgap._internal.checks import (
+    check_choice,
+    check_count,
+    check_data,
+    check_encoder,
+    check_key,
+    check_sizes,
+    first_row,
+)
 from amortgap.expectations import ESTIMATORS
 from amortgap.inference.training.certificate import TOLERANCE
 from amortgap.inference.training.per_datum import ElboOfParams
@@ -208,7 +216,7 @@ def _fit(
     check_key(key)
     xs = check_data("xs", xs, model)
     check_sizes(model, bound.family)
-    encoder = check_encoder(encoder, bound.family, jax.tree.map(lambda leaf: leaf[0], xs))
+    encoder = check_encoder(encoder, bound.family, first_row(xs))
     check_count("num_samples", bound.num_samples)
     check_count("num_steps", settings.num_steps, minimum=settings.num_evaluations)
     check_count("entropy_warmup", bound.entropy_warmup, minimum=0, maximum=settings.num_steps)

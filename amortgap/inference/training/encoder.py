@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from amortgap._internal.checks import check_count, check_data, check_encoder, check_key, check_sizes
+from amortgap._internal.checks import check_count, check_data, check_encoder, check_key, check_sizes, first_row
 from amortgap.inference.training.certificate import TOLERANCE
 from amortgap.inference.training.loop import ADAM
 from amortgap.inference.training.objectives import EncoderObjective
@@ -134,7 +134,7 @@ def train_vae_aggressively(
     check_key(key)
     xs = check_data("xs", xs, model)
     check_sizes(model, family)
-    encoder = check_encoder(encoder, family, jax.tree.map(lambda leaf: leaf[0], xs))
+    encoder = check_encoder(encoder, family, first_row(xs))
     check_count("num_samples", num_samples)
     check_count("inner_steps", inner_steps)
     return train(
